@@ -1,0 +1,14 @@
+"""Self-supervised speech pretraining on a compute budget.
+
+Axis letters used in shape comments throughout the package:
+
+  B batch (clips), S samples, T frames, C channels, D hidden width, F mel bins,
+  K clusters, N negatives, H heads, L layers.
+
+Units: audio is 16 kHz mono; lengths are samples unless the name says frames
+or seconds; FLOPs count a multiply-add as 2.
+"""
+
+__version__ = "0.1.0"
+
+SAMPLE_RATE = 16_000  # Hz, of all audio after decoding.

@@ -1,0 +1,1 @@
+"""FLOPs, the budget that follows from them, and the reports on it."""

@@ -1,0 +1,125 @@
+"""The analytic FLOP counter: one formula a part, a multiply-add counts as 2.
+
+Counts what the published update counts were matched with (paper.md, "FLOPs"):
+convolutions and matmuls of stem, projection, positions, Transformer (with the
+T x T products of attention) and head. Norms, activations, softmax and the
+optimizer are left out: under 2 % of any size. Layers skipped by layerdrop are
+counted as spent.
+"""
+
+import math
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from ssl_jax.models.frontend import STEM_LAYERS, num_frames
+from ssl_jax.signal import fbank
+
+REFERENCE_CROP = 224_000  # Samples: the crop the paper's budgets refer to.
+_HUBERT_HEAD = 256  # final_proj of the published counts.
+_SLIM_UPDATES = 400_000  # The full budget, in updates of Slim (100 %).
+
+# Dense peak FLOP/s a device, as their makers state it for bfloat16.
+_PEAK_FLOPS_PER_SECOND = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+@dataclass(frozen=True)
+class Forward:
+  """FLOPs of one clip's forward pass, by part."""
+
+  stem: int
+  projection: int
+  positions: int
+  attention: int
+  ffn: int
+  head: int
+  targets: int  # Computed once per clip, without a backward pass.
+
+  @property
+  def total(self) -> int:
+    """Of the learned parts: what the published budgets count."""
+    return (
+      self.stem
+      + self.projection
+      + self.positions
+      + self.attention
+      + self.ffn
+      + self.head
+    )
+
+  @property
+  def training(self) -> int:
+    """Forward, backward (twice the forward) and the targets."""
+    return 3 * self.total + self.targets
+
+
+def forward_flops(
+  config: ConfigDict, num_samples: int, head_size: int, targets: int = 0
+) -> Forward:
+  """Counts one clip of `num_samples` samples.
+
+  Args:
+    config: of the run.
+    num_samples: of the clip as computed, padding included.
+    head_size: outputs of the linear head on the last hidden state.
+    targets: FLOPs of the objective's targets for such a clip.
+  """
+  frames = num_frames(num_samples)
+  width, ffn = config.encoder.hidden_size, config.encoder.ffn_size
+  layers = config.encoder.num_layers
+  if config.frontend.name == "waveform":
+    stem, length, channels = 0, num_samples, 1
+    for out, kernel, stride in STEM_LAYERS:
+      length = (length - kernel) // stride + 1
+      stem += 2 * length * kernel * channels * out
+      channels = out
+  else:
+    channels = 2 * config.frontend.num_mel_bins
+    stem = fbank.spectrum_flops(num_samples, config.frontend.num_mel_bins)
+  return Forward(
+    stem=stem,
+    projection=2 * frames * channels * width,
+    positions=2
+    * frames
+    * config.encoder.position_kernel
+    * width
+    * (width // config.encoder.position_groups),
+    attention=layers * (8 * frames * width**2 + 4 * frames**2 * width),
+    ffn=layers * 4 * frames * width * ffn,
+    head=2 * frames * width * head_size,
+    targets=targets,
+  )
+
+
+def matched_updates(config: ConfigDict, slim: ConfigDict) -> int:
+  """Updates of `config` that cost as much as the full budget of Slim."""
+
+  def cost(c: ConfigDict) -> int:
+    return forward_flops(c, REFERENCE_CROP, _HUBERT_HEAD).total
+
+  return round(_SLIM_UPDATES * cost(slim) / cost(config))
+
+
+def peak_flops_per_second(device_kind: str) -> float | None:
+  """Peak of one device in bfloat16; None where it is unknown (CPUs)."""
+  for name, peak in sorted(_PEAK_FLOPS_PER_SECOND.items(), reverse=True):
+    if device_kind.startswith(name):
+      return peak
+  return None
+
+
+def readable(value: float) -> str:
+  """A count with a unit prefix to put before `FLOP`, as in `1.3 E`."""
+  power = max(0, min(7, int(math.log10(value)) // 3)) if value >= 1 else 0
+  return f"{value / 1000**power:.3g} {' kMGTPEZ'[power].strip()}"

@@ -1,0 +1,83 @@
+"""How every door opens: flags in, one call, one JSON object out.
+
+Exit status: 0 done, 1 the input is at fault, 2 wrong usage, 130 interrupted.
+"""
+
+import inspect
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from ssl_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_config() -> None:
+  """Defines `--config=FILE.py[:key=value,...]` and `--config.KEY=VALUE`."""
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment: a file of configs/, with its arguments after a colon. "
+    "Any key is overridden by --config.KEY=VALUE.",
+    lock_config=True,
+  )
+
+
+def run(main: Callable[[], dict]) -> None:
+  """Parses the flags, calls `main`, prints what it returns as a last line."""
+  logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+  logging.getLogger("ssl_jax").setLevel(logging.INFO)
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+    print(_help(main))
+    sys.exit(0)
+  _parse(sys.argv)
+  try:
+    result = main()
+  except UserError as error:
+    _fail(str(error), 1)
+  except KeyboardInterrupt as error:
+    _fail(str(error) or "interrupted", 130)
+  print(json.dumps(result), flush=True)
+
+
+def _parse(argv: list[str]) -> None:
+  try:
+    rest = FLAGS(argv)[1:]
+    if rest:
+      _fail(f"unexpected argument {rest[0]!r}; see --help", 2)
+    if "config" in FLAGS and FLAGS.config is None:
+      _fail("--config=configs/... is missing; see --help", 2)
+    if "config" in FLAGS:
+      FLAGS.config.items()  # A file that could not be read fails here.
+  except UserError as error:
+    _fail(str(error), 1)
+  except (flags.Error, OSError) as error:
+    _fail(_one_line(error), 2)
+  except (AttributeError, KeyError) as error:
+    # ml_collections names the nearest key, in a doubly quoted message.
+    _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
+
+
+def _help(main: Callable[[], dict]) -> str:
+  module = inspect.getmodule(main)
+  lines = [inspect.getdoc(module), "", "Flags:"]
+  for name, flag in sorted(FLAGS.flags_by_module_dict().items()):
+    if name in (module.__name__, sys.argv[0], "ssl_jax.cli"):
+      lines += [f"  --{f.name}: {' '.join(f.help.split())}" for f in flag]
+  return "\n".join(lines)
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).replace("\\n", " ").split())
+
+
+def _fail(message: str, status: int) -> None:
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  sys.exit(status)

@@ -1,0 +1,268 @@
+"""Every knob of a run, once, with its default, its unit and its limits.
+
+Experiments in `configs/` start from `base()` and state what differs. Code reads
+`config.x.y`; there are no defaults elsewhere.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.errors import UserError
+
+# paper.md, "Architectures": (num_layers, hidden_size, ffn_size, num_heads).
+SIZES = {
+  "small": (3, 640, 2048, 8),
+  "30": (4, 192, 320, 4),
+  "40": (5, 256, 640, 8),
+  "50": (5, 320, 768, 8),
+  "60": (7, 320, 768, 8),
+  "70": (7, 384, 768, 8),
+  "80": (12, 320, 768, 8),
+  "90": (12, 352, 768, 8),
+  "100": (12, 384, 768, 8),
+  "130": (13, 416, 1024, 8),
+  "160": (13, 496, 1024, 16),
+  "190": (15, 512, 1024, 16),
+  "200": (15, 528, 1024, 12),
+  "base": (12, 768, 3072, 12),
+  "large": (24, 1024, 4096, 16),
+}
+
+
+def base() -> ConfigDict:
+  """The Slim (100 %) recipe of the paper, with TERA as objective."""
+  config = ConfigDict()
+  config.seed = 0  # Of everything random: data order, crops, masks, dropout.
+  # float32, bfloat16, or auto: bfloat16 on accelerators, float32 on CPU.
+  # Parameters, optimizer, norms, softmax and losses are float32 always.
+  config.compute_dtype = "auto"
+
+  config.data = ConfigDict()
+  config.data.source = "folder"  # embedded: the packaged clips; folder: yours.
+  config.data.dir = ""  # folder: a tree of wav/flac/ogg/mp3 files, any rate.
+  config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
+  config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
+  config.data.min_seconds = 2.0  # Shorter clips are skipped.
+  # Clips are padded to the nearest bucket above; longer ones than the last are
+  # cropped to it at random. Each bucket is one compiled shape.
+  config.data.bucket_seconds = (5.0, 9.0, 12.5, 14.0, 15.625)
+
+  config.batch = ConfigDict()
+  config.batch.seconds = 156.0  # Of audio per update, over all devices.
+  config.batch.microbatches = 1  # Gradient accumulation: same run, less memory.
+
+  config.loader = ConfigDict()  # Speed only; never changes what is seen.
+  config.loader.num_threads = 4
+  config.loader.num_workers = 0  # Worker processes; 0: threads only.
+  config.loader.prefetch = 4  # Batches read ahead.
+
+  config.frontend = ConfigDict()
+  # waveform: 7 convolutions; logmel: Kaldi filterbanks, 10 ms, stacked to 20.
+  config.frontend.name = "waveform"
+  # waveform: "group" (after the first convolution, statistics over time) or
+  # "layer" (after each, over channels).
+  config.frontend.norm = "group"
+  config.frontend.normalize_waveform = False  # Zero mean, unit variance a clip.
+  config.frontend.grad_mult = 0.1  # Scales the waveform stem's gradient.
+  config.frontend.num_mel_bins = 80  # logmel only.
+
+  config.encoder = ConfigDict()
+  config.encoder.num_layers = 12
+  config.encoder.hidden_size = 384
+  config.encoder.ffn_size = 768
+  config.encoder.num_heads = 8
+  config.encoder.position_kernel = 128  # Convolutional positions, in frames.
+  config.encoder.position_groups = 16
+  config.encoder.input_dropout = 0.1  # After the projection.
+  config.encoder.dropout = 0.1
+  config.encoder.attention_dropout = 0.1
+  config.encoder.activation_dropout = 0.0
+  config.encoder.layerdrop = 0.05
+  config.encoder.scan_layers = False  # Compiles faster; same parameters.
+
+  config.masking = ConfigDict()
+  config.masking.mask_prob = 0.8  # Expected spans: mask_prob * T / mask_length.
+  config.masking.mask_length = 10  # Frames of 20 ms.
+  config.masking.min_masks = 2  # Spans a clip.
+
+  config.objective = ConfigDict()
+  config.objective.name = "tera"
+  config.objective.feature_penalty = 10.0  # x mean square of the stem's output.
+
+  config.optimizer = ConfigDict()  # AdamW.
+  config.optimizer.learning_rate = 5e-4  # Peak; linear warm-up, linear decay.
+  config.optimizer.warmup_fraction = 0.08  # Of the updates ...
+  config.optimizer.warmup_updates = 0  # ... or a fixed count, if not 0.
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.98
+  config.optimizer.eps = 1e-6
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.clip_norm = 10.0  # Of the global gradient.
+
+  config.budget = ConfigDict()
+  config.budget.updates = 400_000
+
+  config.log = ConfigDict()
+  config.log.every = 100  # Updates between lines of metrics.
+
+  config.eval = ConfigDict()
+  config.eval.every = 5_000  # Updates; also before the first and at the end.
+  config.eval.batch_seconds = 60.0  # Audio a validation batch (memory only).
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 5_000  # Updates; also at the end.
+  config.checkpoint.keep = 2  # The last so many, beside the best.
+  return config.lock()
+
+
+def set_size(config: ConfigDict, size: str) -> None:
+  """Sets the encoder's shape to a row of the published table."""
+  size = str(size).removesuffix("%")
+  if size not in SIZES:
+    raise UserError(f"unknown size {size!r}; {nearest(size, SIZES)}")
+  encoder = config.encoder
+  (
+    encoder.num_layers,
+    encoder.hidden_size,
+    encoder.ffn_size,
+    encoder.num_heads,
+  ) = SIZES[size]
+
+
+def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
+  """Parses `size=200,objective=tera` of `configs/slim.py:size=200,...`.
+
+  Raises:
+    UserError: for a key that is not in `defaults`.
+  """
+  values = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    key, _, value = part.partition("=")
+    if key not in defaults or not value:
+      raise UserError(
+        f"config argument {part!r}: expected key=value; "
+        + nearest(key, defaults)
+      )
+    values[key] = value
+  return values
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+  """Says which of `names` is meant by `name`, and what there is."""
+  names = sorted(names)
+  close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  meant = f"did you mean {close[0]!r}? " if close else ""
+  return f"{meant}(have: {', '.join(names)})"
+
+
+_CHOICES = {
+  "compute_dtype": ("auto", "float32", "bfloat16"),
+  "data.source": ("embedded", "folder"),
+  "frontend.name": ("waveform", "logmel"),
+  "frontend.norm": ("group", "layer"),
+  "objective.name": ("tera",),
+}
+
+# Inclusive limits; what is not listed must be 0 or above.
+_LIMITS = {
+  "batch.microbatches": (1, math.inf),
+  "batch.seconds": (0.1, math.inf),
+  "budget.updates": (1, math.inf),
+  "checkpoint.every": (1, math.inf),
+  "checkpoint.keep": (1, math.inf),
+  "data.min_seconds": (0.025, math.inf),
+  "data.valid_fraction": (0.0, 0.9),
+  "encoder.activation_dropout": (0.0, 0.9),
+  "encoder.attention_dropout": (0.0, 0.9),
+  "encoder.dropout": (0.0, 0.9),
+  "encoder.ffn_size": (1, math.inf),
+  "encoder.hidden_size": (1, math.inf),
+  "encoder.input_dropout": (0.0, 0.9),
+  "encoder.layerdrop": (0.0, 0.9),
+  "encoder.num_heads": (1, math.inf),
+  "encoder.num_layers": (1, math.inf),
+  "encoder.position_groups": (1, math.inf),
+  "encoder.position_kernel": (1, math.inf),
+  "eval.batch_seconds": (0.1, math.inf),
+  "eval.every": (1, math.inf),
+  "frontend.num_mel_bins": (4, 128),
+  "loader.num_threads": (1, math.inf),
+  "loader.prefetch": (1, math.inf),
+  "log.every": (1, math.inf),
+  "masking.mask_length": (1, math.inf),
+  "masking.mask_prob": (0.0, 1.0),
+  "masking.min_masks": (1, math.inf),
+  "optimizer.b1": (0.0, 0.9999999),
+  "optimizer.b2": (0.0, 0.9999999),
+  "optimizer.clip_norm": (1e-6, math.inf),
+  "optimizer.eps": (1e-20, 1.0),
+  "optimizer.learning_rate": (0.0, 1.0),
+  "optimizer.warmup_fraction": (0.0, 1.0),
+}
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """`{'encoder.num_layers': 12, ...}` in sorted order."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= {f"{key}.{name}": v for name, v in flatten(value).items()}
+    else:
+      flat[key] = value
+  return dict(sorted(flat.items()))
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every value.
+
+  Raises:
+    UserError: naming the key, its value, and what is allowed.
+  """
+  for key, value in flatten(config).items():
+    said = f"config.{key}={value!r}"
+    if key in _CHOICES and value not in _CHOICES[key]:
+      raise UserError(f"{said}: {nearest(str(value), _CHOICES[key])}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      low, high = _LIMITS.get(key, (0, math.inf))
+      if not low <= value <= high or math.isinf(value):
+        raise UserError(f"{said} is outside [{low}, {high}]")
+  buckets = config.data.bucket_seconds
+  if not buckets or min(buckets) < 0.025 or list(buckets) != sorted({*buckets}):
+    raise UserError(
+      f"config.data.bucket_seconds={buckets!r}: expected increasing lengths in "
+      "seconds, each above 0.025"
+    )
+  if config.data.min_seconds > buckets[-1]:
+    raise UserError(
+      f"config.data.min_seconds={config.data.min_seconds} is longer than the "
+      f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
+    )
+  for divisor in ("num_heads", "position_groups"):
+    if config.encoder.hidden_size % config.encoder[divisor]:
+      raise UserError(
+        f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
+        f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
+      )
+  if warmup_updates(config) >= config.budget.updates > 1:
+    raise UserError(
+      f"config.optimizer.warmup_updates={warmup_updates(config)} leaves "
+      f"nothing of config.budget.updates={config.budget.updates}: lower it or "
+      "set it to 0 to use config.optimizer.warmup_fraction"
+    )
+
+
+def warmup_updates(config: ConfigDict) -> int:
+  """Warm-up of the learning rate, in updates."""
+  return config.optimizer.warmup_updates or round(
+    config.optimizer.warmup_fraction * config.budget.updates
+  )
+
+
+def to_json(config: ConfigDict) -> str:
+  """The resolved config, as saved in a workdir."""
+  return json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)

@@ -1,0 +1,25 @@
+"""Audio to batches: source -> crop -> bucket -> batch, with numpy and grain."""
+
+from ml_collections import ConfigDict
+
+from ssl_jax.data import embedded, folder, source
+
+# A new source is one file with an `open_split`, and one line here.
+SOURCES = {
+  "embedded": embedded.open_split,
+  "folder": folder.open_split,
+}
+
+
+def open_source(config: ConfigDict, split: str) -> source.Source:
+  """Opens a split ("train", "valid"; some sources have more).
+
+  Args:
+    config: `config.data`.
+    split: of the audio.
+
+  Raises:
+    UserError: naming what the source cannot use, and the remedy.
+  """
+  source.check_choice("--config.data.source", config.source, SOURCES)
+  return SOURCES[config.source](config, split)

@@ -1,0 +1,120 @@
+"""Audio files: any part of any file libsndfile reads, as 16 kHz mono int16."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+import soxr
+
+from ssl_jax import SAMPLE_RATE
+
+# Headers may promise a little more than the file holds (MP3 lengths are
+# sometimes estimates); what is missing beyond this counts as damage.
+_TOLERANCE_SECONDS = 0.1
+
+# Input on either side of a resampled part, in samples of the lower of the two
+# rates. soxr's HQ filter reaches about 160; beyond it a part and the whole
+# agree to rounding.
+_MARGIN = 512
+
+
+class DamagedAudio(ValueError):
+  """A file that cannot be used; the message says why, not which."""
+
+
+def probe(path: str) -> int:
+  """Length of a file in samples at 16 kHz, from its header.
+
+  Also decodes a sample near the end where that is cheap, because a download
+  cut short keeps the header of the whole.
+
+  Raises:
+    DamagedAudio: not audio, empty, cut short, or of unknown length.
+  """
+  with _open(path) as file:
+    if file.frames and file.format != "OGG":  # OGG: the last page says.
+      tail = round(_TOLERANCE_SECONDS * file.samplerate)
+      file.seek(max(0, file.frames - 1 - tail))
+      if not len(file.read(1)):
+        raise DamagedAudio("ends before the length its header gives")
+    num_samples = _to_16k(file.frames, file.samplerate)
+  if not num_samples:
+    raise DamagedAudio("no samples")
+  return num_samples
+
+
+def read(path: str, start: int, num_samples: int) -> np.ndarray:
+  """Decodes `num_samples` samples from sample `start`, both counted at 16 kHz.
+
+  Channels are averaged. A part equals the same slice of the whole file to
+  within rounding, at any rate.
+
+  Returns:
+    int16 [S], S <= num_samples: shorter where the file ends.
+
+  Raises:
+    DamagedAudio: undecodable, non-finite, cut short, or nothing at `start`.
+  """
+  with _open(path) as file:
+    rate = file.samplerate
+    expected = min(num_samples, _to_16k(file.frames, rate) - start)
+    if rate == SAMPLE_RATE:
+      audio = _read_native(file, start, num_samples)
+    else:
+      # Output sample n lies on an input sample only for n a multiple of `up`;
+      # cutting there keeps the phase of the resampled whole.
+      divisor = math.gcd(rate, SAMPLE_RATE)
+      up, down = SAMPLE_RATE // divisor, rate // divisor
+      margin = math.ceil(_MARGIN * max(1, SAMPLE_RATE / rate))
+      block = max(0, start - margin) // up
+      skip = start - block * up
+      needed = math.ceil((skip + num_samples + margin) * rate / SAMPLE_RATE)
+      audio = _read_native(file, block * down, needed)
+      audio = soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ")
+      audio = audio[skip : skip + num_samples]
+  if not len(audio):
+    raise DamagedAudio(f"no samples at {start / SAMPLE_RATE:.2f} s")
+  if len(audio) < expected - _TOLERANCE_SECONDS * SAMPLE_RATE:
+    raise DamagedAudio("ends before the length its header gives")
+  if not np.isfinite(audio).all():
+    raise DamagedAudio("has samples that are not finite numbers")
+  return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+
+
+def _to_16k(frames: int, rate: int) -> int:
+  """How many samples soxr makes of `frames`: the nearest, halves up."""
+  return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
+
+
+def _read_native(
+  file: soundfile.SoundFile, start: int, frames: int
+) -> np.ndarray:
+  """Float32 mono [<=frames] at the file's own rate."""
+  if file.subtype == "VORBIS":
+    # libsndfile's Vorbis seek can land some hundred samples off (its issue
+    # 885), so what comes before is decoded and dropped.
+    while start and len(dropped := file.read(min(start, 1 << 20))):
+      start -= len(dropped)
+  else:
+    file.seek(min(start, file.frames))
+  audio = file.read(frames, dtype="float32", always_2d=True)  # [S, channels]
+  return audio.mean(axis=1)
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[soundfile.SoundFile]:
+  """The file, open; whatever fails inside is a `DamagedAudio`."""
+  name = os.fsencode(path)  # Names need not be UTF-8.
+  try:
+    with soundfile.SoundFile(name) as file:
+      if file.frames > 1 << 48:
+        raise DamagedAudio("its header gives no length; encode it again")
+      yield file
+  except soundfile.SoundFileError as error:
+    reason = getattr(error, "error_string", "").rstrip(".")
+    if os.path.isfile(name) and not os.path.getsize(name):
+      reason = "empty file"  # Of an empty MP3, libsndfile says "no such file".
+    raise DamagedAudio(reason or "cannot be decoded") from error

@@ -1,0 +1,241 @@
+"""Which clips make up each update's batch.
+
+Everything is a function of (seed, update): nothing needs saving, and a run
+continues from any update.
+"""
+
+import bisect
+import fractions
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_jax import SAMPLE_RATE
+
+# What a random draw is for; the numbers are part of every run's identity.
+_ORDER, _SCHEDULE, _CROP = 1, 2, 3
+
+_VALID_SEED = 0  # Validation crops are the same in every run.
+
+
+class Rows(NamedTuple):
+  """A global batch before anything is read; B rows.
+
+  Attributes:
+    bucket_length: samples each row is padded to.
+    clips: int64 [B] index in the source, -1 for an empty row.
+    epochs: int64 [B] how often the clip was drawn before.
+    starts: int64 [B] first sample of the crop.
+  """
+
+  bucket_length: int
+  clips: np.ndarray
+  epochs: np.ndarray
+  starts: np.ndarray
+
+
+class _Bucket(NamedTuple):
+  length: int  # Samples.
+  clips: np.ndarray  # int64 [N_k]
+  rows: int  # A batch.
+
+  def batches_before(self, epoch: int) -> int:
+    """How many batches begin in epochs before this one of the bucket."""
+    return -(-epoch * len(self.clips) // self.rows)
+
+
+class BatchPlan:
+  """The endless sequence of training batches.
+
+  A clip is cropped to the longest bucket and goes to the shortest that holds
+  it. Each bucket is a stream, epoch after epoch of its clips in a new order,
+  cut into batches of a fixed number of rows: in each epoch of a bucket every
+  clip comes once, and a batch may reach into the next epoch. The batches that
+  begin in epoch e of any bucket form block e of updates, in random order.
+  """
+
+  def __init__(
+    self,
+    num_samples: np.ndarray,
+    bucket_lengths: Sequence[int],
+    batch_seconds: float,
+    seed: int,
+  ):
+    """Plans batches of about `batch_seconds` of real audio in every bucket.
+
+    Args:
+      num_samples: int [N] lengths of the clips.
+      bucket_lengths: ascending, in samples.
+      batch_seconds: audio per update, over all devices.
+      seed: 0 or above.
+
+    Raises:
+      ValueError: no clips, or one without samples.
+    """
+    self._num_samples = np.asarray(num_samples, np.int64)
+    self._seed = seed
+    self._buckets = _fill_buckets(
+      self._num_samples, bucket_lengths, batch_seconds
+    )
+    self._cropped = np.minimum(self._num_samples, bucket_lengths[-1])
+    self._exact_updates_per_epoch = sum(
+      fractions.Fraction(len(bucket.clips), bucket.rows)
+      for bucket in self._buckets
+    )
+
+  @property
+  def shapes(self) -> list[tuple[int, int]]:
+    """(rows, samples) of each bucket that has clips, shortest first."""
+    return [(bucket.rows, bucket.length) for bucket in self._buckets]
+
+  @property
+  def shares(self) -> list[float]:
+    """Share of the updates that draw from each bucket, as in `shapes`."""
+    return [
+      len(bucket.clips) / bucket.rows / self.updates_per_epoch
+      for bucket in self._buckets
+    ]
+
+  @property
+  def updates_per_epoch(self) -> float:
+    """Updates that draw every clip once."""
+    return float(self._exact_updates_per_epoch)
+
+  @property
+  def seconds_per_update(self) -> float:
+    """Real audio per update, on average, in seconds."""
+    seconds = self._cropped.sum() / SAMPLE_RATE
+    return float(seconds) / self.updates_per_epoch
+
+  @property
+  def fill(self) -> float:
+    """Share of the padded samples that is real audio."""
+    padded = sum(bucket.length * len(bucket.clips) for bucket in self._buckets)
+    return float(self._cropped.sum() / padded)
+
+  @property
+  def hours(self) -> float:
+    """Of all clips, uncropped."""
+    return float(self._num_samples.sum() / SAMPLE_RATE / 3600)
+
+  def rows(self, bucket_length: int) -> int:
+    """Rows of a batch of the bucket of this many samples."""
+    return {length: rows for rows, length in self.shapes}[bucket_length]
+
+  def batch(self, update: int) -> Rows:
+    """The batch of an update (from 0), at a cost that does not grow with it."""
+    epoch = self._block(update)
+    firsts = [bucket.batches_before(epoch) for bucket in self._buckets]
+    ends = [bucket.batches_before(epoch + 1) for bucket in self._buckets]
+    size = sum(ends) - sum(firsts)
+    order = _permutation(self._seed, _SCHEDULE, epoch, 0, size)
+    place = int(order[update - sum(firsts)])
+    for bucket, first, end in zip(self._buckets, firsts, ends, strict=True):
+      if place < end - first:
+        return self._rows(bucket, first + place)
+      place -= end - first
+    raise AssertionError("a place beyond its block")
+
+  def _block(self, update: int) -> int:
+    """The last block that begins at or before `update`."""
+    # Block e begins at the sum of ceil(e N_k / b_k) over K buckets: between
+    # e R and e R + K, for R updates an epoch. That bounds e, and bisection
+    # over the exact sums finds it.
+    per_epoch = self._exact_updates_per_epoch
+    low = max(0, (update + 1 - len(self._buckets)) // per_epoch)
+    begun = bisect.bisect_right(
+      range(low, update // per_epoch + 1),
+      update,
+      key=lambda epoch: sum(b.batches_before(epoch) for b in self._buckets),
+    )
+    return low + begun - 1
+
+  def _rows(self, bucket: _Bucket, batch: int) -> Rows:
+    """Batch number `batch` of a bucket's stream."""
+    positions = batch * bucket.rows + np.arange(bucket.rows)
+    epochs, offsets = np.divmod(positions, len(bucket.clips))
+    clips = np.empty(bucket.rows, np.int64)
+    for epoch in np.unique(epochs).tolist():
+      order = _permutation(
+        self._seed, _ORDER, epoch, bucket.length, len(bucket.clips)
+      )
+      here = epochs == epoch
+      clips[here] = bucket.clips[order[offsets[here]]]
+    starts = _crop_starts(
+      self._seed, epochs, clips, self._num_samples[clips] - bucket.length
+    )
+    return Rows(bucket.length, clips, epochs, starts)
+
+
+def valid_batches(
+  num_samples: np.ndarray, bucket_lengths: Sequence[int], batch_seconds: float
+) -> list[Rows]:
+  """Every clip once, in a fixed order, with the same crops in every run.
+
+  The arguments are the plan's. The last batch of a bucket is filled up with
+  empty rows.
+  """
+  num_samples = np.asarray(num_samples, np.int64)
+  batches = []
+  for length, clips, rows in _fill_buckets(
+    num_samples, bucket_lengths, batch_seconds
+  ):
+    for first in range(0, len(clips), rows):
+      some = clips[first : first + rows]
+      batch = np.full((3, rows), [[-1], [0], [0]], np.int64)
+      batch[0, : len(some)] = some
+      batch[2, : len(some)] = _crop_starts(
+        _VALID_SEED, batch[1], some, num_samples[some] - length
+      )
+      batches.append(Rows(length, *batch))
+  return batches
+
+
+def _fill_buckets(
+  num_samples: np.ndarray, bucket_lengths: Sequence[int], batch_seconds: float
+) -> list[_Bucket]:
+  """The buckets that have clips, each with its rows a batch."""
+  if not len(num_samples) or num_samples.min() < 1:
+    raise ValueError("no clips, or a clip without samples")
+  cropped = np.minimum(num_samples, bucket_lengths[-1])
+  shortest = np.searchsorted(bucket_lengths, cropped)
+  buckets = []
+  for index, length in enumerate(bucket_lengths):
+    clips = np.flatnonzero(shortest == index)
+    if len(clips):
+      seconds = cropped[clips].mean() / SAMPLE_RATE
+      rows = max(1, round(batch_seconds / seconds))
+      buckets.append(_Bucket(length, clips, rows))
+  return buckets
+
+
+def _random(*entropy: int) -> np.random.Philox:
+  """A stream of its own for each (seed, purpose, ...)."""
+  return np.random.Philox(np.random.SeedSequence(entropy))
+
+
+# Holds two epochs of the usual handful of buckets.
+@functools.lru_cache(maxsize=32)
+def _permutation(
+  seed: int, purpose: int, epoch: int, which: int, size: int
+) -> np.ndarray:
+  """Int32 [size], read-only: it is shared by threads."""
+  # Sorting raw bits: unlike Generator.permutation, numpy promises these never
+  # to change.
+  bits = _random(seed, purpose, epoch, which).random_raw(size)
+  order = np.argsort(bits, kind="stable").astype(np.int32)
+  order.flags.writeable = False
+  return order
+
+
+def _crop_starts(
+  seed: int, epochs: np.ndarray, clips: np.ndarray, room: np.ndarray
+) -> np.ndarray:
+  """Int64 [B] in [0, room], each a function of (seed, epoch, clip)."""
+  starts = np.zeros(len(clips), np.int64)
+  for row in np.flatnonzero(room > 0):
+    bits = _random(seed, _CROP, int(epochs[row]), int(clips[row])).random_raw()
+    starts[row] = bits % (int(room[row]) + 1)
+  return starts

@@ -1,0 +1,132 @@
+"""What a source of audio is, and the one made of files."""
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.data import audio
+from ssl_jax.errors import UserError
+
+_NAMED = 5  # Skipped clips named in the summary.
+
+
+class Source(Protocol):
+  """N clips, each readable at any point; all lengths in samples at 16 kHz.
+
+  Attributes:
+    ids: [N] stable printable names.
+    num_samples: int64 [N], each at least 1.
+    metadata: [N] what is known of each clip: `speaker`, `text`, `label`,
+      `language` ...; {} if nothing is.
+    skipped: (id, reason) of what was found and left out when opening.
+    damaged: id -> reason of clips that failed when read, as they are met.
+  """
+
+  ids: list[str]
+  num_samples: np.ndarray
+  metadata: list[dict[str, Any]]
+  skipped: list[tuple[str, str]]
+  damaged: dict[str, str]
+
+  def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
+    """Int16 [<=num_samples] of clip `index`, from sample `start`.
+
+    Raises:
+      audio.DamagedAudio: the clip cannot be read.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFiles:
+  """A `Source` of one file a clip."""
+
+  ids: list[str]
+  paths: list[str]
+  num_samples: np.ndarray
+  metadata: list[dict[str, Any]]
+  skipped: list[tuple[str, str]]
+  damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
+    """See `Source.read`."""
+    return audio.read(self.paths[index], start, num_samples)
+
+  def select(self, indices: Iterable[int]) -> "AudioFiles":
+    """The clips at `indices`, in that order; `skipped` stays whole."""
+    indices = list(indices)
+    return AudioFiles(
+      ids=[self.ids[i] for i in indices],
+      paths=[self.paths[i] for i in indices],
+      num_samples=self.num_samples[indices],
+      metadata=[self.metadata[i] for i in indices],
+      skipped=self.skipped,
+    )
+
+
+def keep_usable(
+  name: str,
+  ids: Sequence[str],
+  paths: Sequence[str],
+  lengths: Sequence[int | str],
+  metadata: Sequence[dict[str, Any]],
+  min_seconds: float,
+) -> AudioFiles:
+  """The clips that can be used, in order; warns once of those that cannot.
+
+  Args:
+    name: the source, as the user gave it.
+    ids: [N].
+    paths: [N].
+    lengths: [N] samples at 16 kHz, or why the file cannot be used.
+    metadata: [N].
+    min_seconds: shorter clips are skipped.
+
+  Raises:
+    UserError: nothing is left.
+  """
+  kept, skipped = [], []
+  for i, length in enumerate(lengths):
+    if isinstance(length, str):
+      skipped.append((ids[i], length))
+    elif length < min_seconds * SAMPLE_RATE:
+      seconds = f"{length / SAMPLE_RATE:.3f} s"
+      skipped.append((ids[i], f"{seconds} < data.min_seconds={min_seconds}"))
+    else:
+      kept.append(i)
+  if not kept:
+    raise UserError(
+      f"{name}: all {len(ids)} audio files were skipped, the first being "
+      f"{skipped[0][0]!r} ({skipped[0][1]}); "
+      "lower --config.data.min_seconds or give other files"
+    )
+  if skipped:
+    logging.getLogger("ssl_jax").warning(
+      "%s: skipped %d of %d audio files: %s%s",
+      name,
+      len(skipped),
+      len(ids),
+      ", ".join(f"{clip!r} ({reason})" for clip, reason in skipped[:_NAMED]),
+      ", ..." if len(skipped) > _NAMED else "",
+    )
+  return AudioFiles(
+    ids=[ids[i] for i in kept],
+    paths=[paths[i] for i in kept],
+    num_samples=np.array([lengths[i] for i in kept], np.int64),
+    metadata=[metadata[i] for i in kept],
+    skipped=skipped,
+  )
+
+
+def check_choice(what: str, given: str, names: Iterable[str]) -> None:
+  """Raises a UserError that says which of `names` was meant by `given`."""
+  names = list(names)
+  if given in names:
+    return
+  close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+  meant = f"did you mean {close[0]!r}? " if close else ""
+  raise UserError(f"unknown {what} {given!r}: {meant}have {', '.join(names)}")

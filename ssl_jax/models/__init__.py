@@ -1,0 +1,1 @@
+"""The backbone: frontend, projection, mask, positions, Transformer."""

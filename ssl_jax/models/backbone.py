@@ -1,0 +1,90 @@
+"""What every objective shares: waveform in, hidden states out.
+
+frontend -> (norm) -> projection -> mask -> encoder.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from ssl_jax.models import frontend
+from ssl_jax.models.transformer import Transformer, dropout, row_keys
+
+
+class Encoded(NamedTuple):
+  """What the backbone returns.
+
+  hidden: [B, T, D], or [L + 1, B, T, D] when all states were asked for.
+  features: [B, T, C] the frontend's output, before its norm.
+  """
+
+  hidden: jax.Array
+  features: jax.Array
+
+
+class Backbone(nn.Module):
+  """waveform [B, S] float in [-1, 1], length [B] samples -> `Encoded`.
+
+  Args of a call:
+    mask: bool [B, T], True where the frame is replaced by the mask vector;
+      None masks nothing.
+    key: of the dropouts and layerdrop; None turns them off.
+    rows: int32 [B], what tells the clips' random draws apart.
+    all_states: return every layer's input and the last state.
+  """
+
+  config: ConfigDict
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    waveform: jax.Array,
+    length: jax.Array,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+    rows: jax.Array | None = None,
+    all_states: bool = False,
+  ) -> Encoded:
+    config = self.config
+    rows = jnp.arange(waveform.shape[0]) if rows is None else rows
+    if config.frontend.normalize_waveform:
+      waveform = frontend.normalize_waveform(waveform, length)
+    if config.frontend.name == "waveform":
+      features = frontend.WaveformStem(
+        config.frontend.norm, self.dtype, name="stem"
+      )(waveform, length)
+      features = frontend.scale_gradient(features, config.frontend.grad_mult)
+      x = frontend.layer_norm(self.dtype, "feature_norm")(features)
+    else:
+      features = frontend.log_mel_frames(
+        waveform, length, config.frontend.num_mel_bins
+      )
+      x = features
+    x = nn.Dense(
+      config.encoder.hidden_size,
+      dtype=self.dtype,
+      kernel_init=frontend.torch_linear_init,
+      name="projection",
+    )(x)  # [B, T, D]
+    if key is not None:
+      keys = row_keys(jax.random.fold_in(key, 0), rows)
+      x = dropout(x, config.encoder.input_dropout, keys, 0)
+      key = jax.random.fold_in(key, 1)
+    mask_vector = self.param(
+      "mask_vector", nn.initializers.uniform(1.0), x.shape[-1:]
+    )
+    if mask is not None:
+      x = jnp.where(mask[..., None], mask_vector.astype(x.dtype), x)
+    hidden = Transformer(config.encoder, self.dtype, name="encoder")(
+      x, frame_mask(length, x.shape[1]), key, rows, all_states
+    )
+    return Encoded(hidden, features)
+
+
+def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:
+  """length [B] samples -> bool [B, T], True on real frames."""
+  return jnp.arange(max_frames) < frontend.num_frames(length)[:, None]

@@ -1,0 +1,202 @@
+"""The encoder: convolutional positions, then post-norm Transformer layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from ssl_jax.models.frontend import layer_norm
+
+_bert_init = nn.initializers.normal(0.02)
+
+
+def dropout(
+  x: jax.Array, rate: float, keys: jax.Array | None, site: int
+) -> jax.Array:
+  """Dropout drawn clip by clip, so that no split of the batch changes it.
+
+  x [B, ...]; keys [B], None to keep all; `site` tells apart uses of one key.
+  """
+  if keys is None or rate == 0:
+    return x
+
+  def keep(key: jax.Array) -> jax.Array:
+    return jax.random.bernoulli(
+      jax.random.fold_in(key, site), 1 - rate, x.shape[1:]
+    )
+
+  return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0)
+
+
+class PositionalConv(nn.Module):
+  """x -> grouped convolution over time with weight norm -> GELU.
+
+  [B, T, D] -> [B, T, D]. The kernel is `scale * direction / |direction|`, with
+  the norm over all but the kernel's time axis. An even kernel makes one frame
+  too many: the last is dropped.
+  """
+
+  kernel: int
+  groups: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width = x.shape[-1]
+    std = (4 / (self.kernel * width)) ** 0.5
+    shape = (self.kernel, width // self.groups, width)
+    direction = self.param("direction", nn.initializers.normal(std), shape)
+    norm = jnp.sqrt(jnp.square(direction).sum(axis=(1, 2), keepdims=True))
+    scale = self.param("scale", lambda _: norm)  # [kernel, 1, 1]
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    x = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      (direction * (scale / norm)).astype(self.dtype),
+      window_strides=(1,),
+      padding=[(self.kernel // 2, (self.kernel - 1) // 2)],
+      dimension_numbers=("NWC", "WIO", "NWC"),
+      feature_group_count=self.groups,
+    )
+    return nn.gelu(x + bias.astype(self.dtype), approximate=False)
+
+
+class Layer(nn.Module):
+  """x -> attention -> add, norm -> feed-forward -> add, norm.
+
+  x [B, T, D], frame_mask [B, T] (True: real frame), keys [B] or None.
+  """
+
+  config: ConfigDict  # config.encoder
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, frame_mask: jax.Array, keys: jax.Array | None
+  ) -> jax.Array:
+    config = self.config
+
+    def dense(size: int, name: str) -> nn.Dense:
+      return nn.Dense(size, dtype=self.dtype, kernel_init=_bert_init, name=name)
+
+    def heads(name: str) -> jax.Array:  # [B, T, H, D / H]
+      y = dense(config.hidden_size, name)(x)
+      return y.reshape(*y.shape[:2], config.num_heads, -1)
+
+    query, key, value = heads("query"), heads("key"), heads("value")
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("bthd,bshd->bhts", query, key).astype(jnp.float32)
+    # A finite floor: rows without a real frame must not become NaN.
+    logits = jnp.where(frame_mask[:, None, None, :], logits, -1e9)
+    weights = nn.softmax(logits).astype(self.dtype)
+    weights = dropout(weights, config.attention_dropout, keys, 0)
+    y = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape)
+    y = dropout(dense(config.hidden_size, "output")(y), config.dropout, keys, 1)
+    x = layer_norm(self.dtype, "attention_norm")(x + y)
+
+    y = nn.gelu(dense(config.ffn_size, "up")(x), approximate=False)
+    y = dropout(y, config.activation_dropout, keys, 2)
+    y = dropout(dense(config.hidden_size, "down")(y), config.dropout, keys, 3)
+    return layer_norm(self.dtype, "ffn_norm")(x + y)
+
+
+class Transformer(nn.Module):
+  """Positions, norm, dropout, layers; returns every hidden state asked for.
+
+  x [B, T, D], frame_mask [B, T] -> the last state [B, T, D], or with
+  `all_states` L+1 of them [L + 1, B, T, D]: each layer's input, then the last.
+
+  Parameters of the layers are stacked on a leading axis L whether the layers
+  are unrolled or scanned, so that the switch changes no checkpoint.
+  """
+
+  config: ConfigDict  # config.encoder
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    frame_mask: jax.Array,
+    key: jax.Array | None,
+    rows: jax.Array,
+    all_states: bool = False,
+  ) -> jax.Array:
+    config = self.config
+    # Zeroed, or the convolution would carry padding into real frames.
+    x = jnp.where(frame_mask[..., None], x, 0)
+    x = x + PositionalConv(
+      config.position_kernel,
+      config.position_groups,
+      self.dtype,
+      name="positions",
+    )(x)
+    x = layer_norm(self.dtype, "norm")(x)
+    layer = Layer(config, self.dtype, parent=None)
+    params = self.param("layers", _stacked_init(layer, config.num_layers), x)
+
+    keys, keep = None, jnp.ones(config.num_layers, bool)
+    if key is not None:
+      keys = row_keys(key, rows)
+      # One draw a layer and update, shared by all clips: what makes skipping
+      # possible.
+      keep = jax.random.bernoulli(key, 1 - config.layerdrop, keep.shape)
+    x = dropout(x, config.dropout, keys, config.num_layers)
+
+    def apply_layer(
+      x: jax.Array, params: Any, index: jax.Array | int, keep: jax.Array
+    ) -> jax.Array:
+      def run(x: jax.Array) -> jax.Array:
+        layer_keys = None if keys is None else _fold_all(keys, index)
+        return layer.apply({"params": params}, x, frame_mask, layer_keys)
+
+      if keys is None or config.layerdrop == 0:
+        return run(x)
+      return jax.lax.cond(keep, run, lambda x: x, x)
+
+    if config.scan_layers:
+
+      def body(x: jax.Array, layer_inputs: Any) -> tuple[jax.Array, Any]:
+        return apply_layer(x, *layer_inputs), x if all_states else None
+
+      indices = jnp.arange(config.num_layers)
+      x, states = jax.lax.scan(body, x, (params, indices, keep))
+      return jnp.concatenate([states, x[None]]) if all_states else x
+
+    states = [x]
+    for i, layer_params in enumerate(_unstack(params, config.num_layers)):
+      states.append(apply_layer(states[-1], layer_params, i, keep[i]))
+    return jnp.stack(states) if all_states else states[-1]
+
+
+def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+  """A key per clip. rows int32 [B] -> keys [B]."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def _fold_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def _stacked_init(layer: Layer, num_layers: int) -> Callable[..., Any]:
+  def init(key: jax.Array, x: jax.Array) -> Any:
+    frame_mask = jnp.ones(x.shape[:2], bool)
+
+    def init_one(key: jax.Array) -> Any:
+      return layer.init(key, x, frame_mask, None)["params"]
+
+    return jax.vmap(init_one)(jax.random.split(key, num_layers))
+
+  return init
+
+
+def _unstack(params: Any, num_layers: int) -> list[Any]:
+  # Split rather than index: its transpose is one concatenation, not a sum of
+  # num_layers zero-padded stacks.
+  leaves, treedef = jax.tree.flatten(params)
+  split = [
+    [p[0] for p in jax.lax.split(leaf, (1,) * num_layers)] for leaf in leaves
+  ]
+  return [treedef.unflatten(layer) for layer in zip(*split)]

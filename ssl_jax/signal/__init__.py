@@ -1,0 +1,1 @@
+"""Pure functions on audio and frames: fbank, MFCC, deltas, span masks."""

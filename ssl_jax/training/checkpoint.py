@@ -1,0 +1,73 @@
+"""Checkpoints: asynchronous, atomic; the last few and the best are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class Checkpoints:
+  """The checkpoints of one workdir, one a saved update.
+
+  Each holds `state`, a plain nested dict of arrays, and `counters`, a JSON
+  object of what the run has spent. A save that did not finish is never seen.
+  """
+
+  def __init__(self, workdir: Path, keep: int):
+    best = policies.BestN(
+      get_metric_fn=lambda metrics: metrics["valid_loss"],
+      reverse=True,  # The lowest.
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    )
+    self._manager = ocp.CheckpointManager(
+      (workdir / "checkpoints").absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(
+          [policies.LatestN(keep), best]
+        ),
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """The newest complete checkpoint's update; None if there is none."""
+    return self._manager.latest_step()
+
+  def save(
+    self, update: int, state: Any, counters: dict, valid_loss: float | None
+  ) -> None:
+    """Starts a save; the arrays are copied before it returns."""
+    self._manager.save(
+      update,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state),
+        counters=ocp.args.JsonSave(counters),
+      ),
+      metrics=None if valid_loss is None else {"valid_loss": valid_loss},
+    )
+
+  def restore(self, update: int, abstract_state: Any) -> tuple[Any, dict]:
+    """Reads (state, counters) of `update` onto the shardings asked for."""
+    restored = self._manager.restore(
+      update,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          abstract_state,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(
+            abstract_state
+          ),
+        ),
+        counters=ocp.args.JsonRestore(),
+      ),
+    )
+    return restored["state"], restored["counters"]
+
+  def wait(self) -> None:
+    """Until the last save is complete on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for the last save, then lets go."""
+    self._manager.close()

@@ -1,0 +1,74 @@
+"""What a run is and will cost, said before it starts."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.budget.flops import readable
+from ssl_jax.config import warmup_updates
+from ssl_jax.data.plan import BatchPlan
+from ssl_jax.training.optimizer import make_schedule
+
+
+def facts(
+  config: ConfigDict, plan: BatchPlan, params: Any, clip_flops: dict[int, int]
+) -> dict[str, Any]:
+  """Everything the header states, as numbers.
+
+  Args:
+    config: of the run.
+    plan: of the training data.
+    params: tree of arrays or of their shapes.
+    clip_flops: training FLOPs of a clip, by bucket length in samples.
+  """
+  updates = config.budget.updates
+  # Each bucket's share of the updates is its share of an epoch's batches.
+  flops_per_update = sum(
+    share * rows * clip_flops[length]
+    for (rows, length), share in zip(plan.shapes, plan.shares)
+  )
+  schedule = make_schedule(config)
+  return {
+    "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "updates": updates,
+    "warmup_updates": warmup_updates(config),
+    "seconds_per_update": plan.seconds_per_update,
+    "epochs": updates / plan.updates_per_epoch,
+    "hours": plan.hours,
+    "fill": plan.fill,
+    "shapes": plan.shapes,
+    "flops_per_update": flops_per_update,
+    "flops": flops_per_update * updates,
+    "learning_rate": {
+      f"{percent}%": float(schedule(percent * updates // 100))
+      for percent in (0, 25, 50, 100)
+    },
+    "devices": jax.device_count(),
+    "device_kind": jax.devices()[0].device_kind,
+  }
+
+
+def text(header: dict[str, Any], config: ConfigDict) -> str:
+  """The header as a person reads it."""
+  rates = "  ".join(f"{p}: {r:.2g}" for p, r in header["learning_rate"].items())
+  shapes = ", ".join(
+    f"{rows} x {s / SAMPLE_RATE:g} s" for rows, s in header["shapes"]
+  )
+  data = config.data
+  source = data.dir if data.source == "folder" else f"{data.source} corpus"
+  rows = {
+    "model": f"{config.objective.name}, {config.frontend.name} frontend, "
+    f"{config.encoder.num_layers} x {config.encoder.hidden_size}, "
+    f"{readable(header['params'])} parameters",
+    "data": f"{source}, {header['hours']:.3g} h",
+    "batch": f"{header['seconds_per_update']:.4g} s of audio an update "
+    f"({header['fill']:.0%} of the padded {shapes})",
+    "length": f"{header['updates']:,} updates, {header['epochs']:.4g} epochs",
+    "cost": f"{readable(header['flops'])}FLOP, "
+    f"{readable(header['flops_per_update'])}FLOP an update",
+    "learning rate": f"{rates}  (warm-up {header['warmup_updates']:,} updates)",
+    "devices": f"{header['devices']} x {header['device_kind']}",
+  }
+  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())

@@ -1,0 +1,271 @@
+"""A run, from config to checkpoint, in reading order."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax import config as config_lib
+from ssl_jax.budget import flops as flops_lib
+from ssl_jax.budget import report
+from ssl_jax.data import open_source
+from ssl_jax.data.batches import load_batch, make_iterator
+from ssl_jax.data.plan import BatchPlan, valid_batches
+from ssl_jax.errors import UserError
+from ssl_jax.files import read_jsonl
+from ssl_jax.objectives import make_objective
+from ssl_jax.training import header as header_lib
+from ssl_jax.training import metrics as metrics_lib
+from ssl_jax.training import sharding
+from ssl_jax.training import step as step_lib
+from ssl_jax.training import workdir as workdir_lib
+from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.optimizer import make_optimizer, make_schedule
+
+_log = logging.getLogger("ssl_jax")
+
+
+def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
+  """Trains to `budget.updates`, from wherever `workdir` stands.
+
+  Returns:
+    The run's JSON object (README, "What a run leaves"); for a dry run, the
+    header as numbers.
+
+  Raises:
+    UserError: for a bad config, unusable data, a workdir of another config, or
+      a loss that is not finite.
+  """
+  started = time.monotonic()
+  config_lib.validate(config)
+
+  # Data
+  train_source = open_source(config.data, "train")
+  valid_source = open_source(config.data, "valid")
+  buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
+  plan = BatchPlan(
+    train_source.num_samples, buckets, config.batch.seconds, config.seed
+  )
+  valid_plan = valid_batches(
+    valid_source.num_samples, buckets, config.eval.batch_seconds
+  )
+
+  # Model and optimizer
+  objective = make_objective(config, compute_dtype(config))
+  optimizer = make_optimizer(config)
+  init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
+  train_step = step_lib.make_train_step(objective, optimizer, config)
+  valid_step = step_lib.make_valid_step(objective, config)
+
+  # Header
+  clip_flops = {
+    length: flops_lib.forward_flops(
+      config, length, objective.head_size, objective.target_flops(length)
+    ).training
+    for _, length in plan.shapes
+  }
+  params = jax.eval_shape(init)["params"]
+  header = header_lib.facts(config, plan, params, clip_flops)
+  _log.info("%s", header_lib.text(header, config))
+  if dry_run:
+    return header
+
+  # Where to start: the workdir's newest checkpoint, else fresh parameters.
+  workdir_lib.claim(workdir, config)
+  _log.info("%14s  %s", "workdir", workdir)
+  if result := workdir_lib.read_result(workdir):
+    _log.info("this run is complete: choose another --workdir for a new one")
+    return result
+  by_row, replicated = sharding.over_devices()
+  abstract_state = sharding.abstract(jax.eval_shape(init), replicated)
+  checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+  update = checkpoints.latest() or 0
+  if update:
+    state, spent = checkpoints.restore(update, abstract_state)
+    _log.info("resuming at update %d", update)
+  else:
+    state = jax.device_put(init(), replicated)
+    spent = {k: 0 for k in ("audio_samples", "flops")} | {
+      k: 0.0 for k in ("train_seconds", "wall_seconds")
+    }
+  started -= spent["wall_seconds"]
+
+  # Every shape is compiled before the first update; none afterwards.
+  row_multiple = jax.device_count() * config.batch.microbatches
+  train_step = jax.jit(
+    train_step,
+    in_shardings=(replicated, by_row),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+  train_steps = sharding.compile_shapes(
+    train_step, abstract_state, plan.shapes, row_multiple, by_row
+  )
+  valid_step = jax.jit(
+    valid_step, in_shardings=(replicated, by_row), out_shardings=replicated
+  )
+
+  def evaluate(params: Any) -> dict[str, float]:
+    sums = None
+    for rows in valid_plan:
+      batch = load_batch(valid_source, rows, row_multiple)
+      new = valid_step(params, sharding.put(batch, batch["record"], by_row))
+      sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+    return step_lib.divide(objective.weights, jax.device_get(sums))
+
+  # Train loop
+  updates = config.budget.updates
+  schedule = make_schedule(config)
+  previous = None  # The update before and its metrics, still on the device.
+  with contextlib.ExitStack() as stack:
+    stack.callback(checkpoints.close)
+    writer = metrics_lib.MetricsWriter(workdir, update)
+    stack.callback(writer.close)
+    progress = metrics_lib.Progress(update, updates, header["flops"])
+    stack.callback(progress.close)
+    batches = make_iterator(
+      train_source,
+      plan,
+      update,
+      updates - update,
+      row_multiple=row_multiple,
+      **config.loader,
+    )
+    stack.callback(batches.close)
+    stack.enter_context(_resume_hint(workdir, checkpoints))
+    if update == 0:
+      values = evaluate(state["params"])
+      writer.write(0, "valid", values)
+      progress.print(f"update 0: valid loss {values['loss']:.4f}")
+    meter = metrics_lib.Meter(spent)
+
+    while update < updates:
+      with meter.waiting():
+        batch = next(batches)
+      rows, length = batch["waveform"].shape
+      state, current = train_steps[length](
+        state, sharding.put(batch, np.arange(rows), by_row)
+      )
+      update += 1
+      spent["audio_samples"] += int(batch["length"].sum())
+      spent["flops"] += plan.rows(length) * clip_flops[length]
+      log_due, eval_due, checkpoint_due = (
+        update % config[name].every == 0 or update == updates
+        for name in ("log", "eval", "checkpoint")
+      )
+
+      # Metrics are read one update late, so that the device never waits for
+      # the host, but before anything is made of the state they belong to.
+      if previous is not None:
+        loss = _finite_loss(*previous, schedule, checkpoints)
+        progress.show(update - 1, loss, meter.speed(), spent["flops"])
+      previous = update, current
+      if log_due or eval_due or checkpoint_due:
+        _finite_loss(*previous, schedule, checkpoints)
+      if log_due:
+        sums = jax.device_get(state["sums"])
+        values = step_lib.divide(objective.weights, sums) | {
+          "learning_rate": float(schedule(update - 1)),
+          "epoch": update / plan.updates_per_epoch,
+          "flops": spent["flops"],
+          "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
+        }
+        writer.write(update, "train", values | meter.read())
+        zeros = jax.tree.map(np.zeros_like, sums)
+        state = state | {"sums": jax.device_put(zeros, replicated)}
+        progress.show(
+          update, values["loss"], meter.speed(), spent["flops"], line=True
+        )
+        meter.restart()
+      with meter.paused():
+        valid_loss = None
+        if eval_due:
+          values = evaluate(state["params"])
+          writer.write(update, "valid", values)
+          valid_loss = values["loss"]
+          progress.print(f"update {update}: valid loss {valid_loss:.4f}")
+        if checkpoint_due:
+          spent["wall_seconds"] = time.monotonic() - started
+          checkpoints.save(update, state, dict(spent), valid_loss)
+
+  # Report
+  spent["wall_seconds"] = time.monotonic() - started
+  valid = [
+    line["loss"]
+    for line in read_jsonl(workdir / "metrics.jsonl")
+    if line["split"] == "valid"
+  ]
+  peak = flops_lib.peak_flops_per_second(header["device_kind"])
+  result = {
+    "workdir": str(workdir),
+    "updates": update,
+    "flops": spent["flops"],
+    "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
+    "params": header["params"],
+    "first_valid_loss": valid[0],
+    "valid_loss": valid[-1],
+    "best_valid_loss": min(valid),
+    "wall_seconds": spent["wall_seconds"],
+    "train_seconds": spent["train_seconds"],
+    "mfu": peak
+    and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
+  }
+  report.draw_losses(workdir)
+  _log.info("%s", report.summary(result))
+  workdir_lib.write_result(workdir, result)
+  return result
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+  """`config.compute_dtype`, where auto is bfloat16 on accelerators."""
+  if config.compute_dtype == "auto":
+    on_cpu = jax.default_backend() == "cpu"
+    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+  return jnp.dtype(config.compute_dtype)
+
+
+def _finite_loss(
+  update: int,
+  current: dict,
+  schedule: Callable[[int], Any],
+  checkpoints: Checkpoints,
+) -> float:
+  """The loss of an update.
+
+  Raises:
+    UserError: if it is NaN or infinite, or what the update made of the
+      parameters is.
+  """
+  current = {name: float(value) for name, value in current.items()}
+  if all(math.isfinite(value) for value in current.values()):
+    return current["loss"]
+  kept = checkpoints.latest()
+  raise UserError(
+    f"update {update}: loss {current['loss']:.4g}, gradient norm "
+    f"{current['grad_norm']:.4g}, parameter norm {current['param_norm']:.4g}, "
+    f"learning rate {float(schedule(update - 1)):.3g}. The last good "
+    f"checkpoint is {f'update {kept}' if kept else 'none yet'}; lower "
+    "config.optimizer.learning_rate or config.optimizer.clip_norm, or warm up "
+    "for longer"
+  )
+
+
+@contextlib.contextmanager
+def _resume_hint(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]:
+  try:
+    yield
+  except KeyboardInterrupt:
+    checkpoints.wait()
+    raise KeyboardInterrupt(
+      f"interrupted; the same command with --workdir={workdir} goes on from "
+      f"update {checkpoints.latest() or 0}"
+    ) from None

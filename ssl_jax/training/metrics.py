@@ -1,0 +1,146 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the screen."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.budget.flops import readable
+from ssl_jax.files import read_jsonl, write_atomically
+
+
+class MetricsWriter:
+  """Appends lines {update, split, ...} to metrics.jsonl and TensorBoard.
+
+  Opened at the update a run resumes from: what an earlier process wrote after
+  that update is dropped, as it will be computed again.
+  """
+
+  def __init__(self, workdir: Path, update: int):
+    path = workdir / "metrics.jsonl"
+    kept = read_jsonl(path) if update else []
+    kept = [line for line in kept if line["update"] <= update]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    write_atomically(path, text)
+    self._file = path.open("a", buffering=1)
+    self._events = SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=update + 1
+    )
+
+  def write(self, update: int, split: str, values: dict[str, Any]) -> None:
+    """Writes one line; values are floats or ints."""
+    line = {"update": update, "split": split} | values
+    self._file.write(json.dumps(line) + "\n")
+    for name, value in values.items():
+      self._events.add_scalar(f"{split}/{name}", value, update)
+
+  def close(self) -> None:
+    """Flushes both."""
+    self._file.close()
+    self._events.close()
+
+
+class Progress:
+  """A bar on a terminal; elsewhere now and then a line."""
+
+  def __init__(self, update: int, updates: int, flops_budget: float):
+    self._updates, self._budget = updates, flops_budget
+    self._started, self._first = time.monotonic(), update
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(
+        total=updates, initial=update, unit="update", dynamic_ncols=True
+      )
+
+  def show(
+    self,
+    update: int,
+    loss: float,
+    speed: float,
+    flops: int,
+    line: bool = False,
+  ) -> None:
+    """Shows the state after `update` updates; `line`: a line is due."""
+    said = (
+      f"loss {loss:.4f}, {speed:.0f}x real time, "
+      f"{readable(flops)}/{readable(self._budget)}FLOP"
+    )
+    if self._bar is not None:
+      self._bar.set_postfix_str(said, refresh=False)
+      self._bar.update(update - self._bar.n)
+    elif line:
+      pace = (time.monotonic() - self._started) / max(1, update - self._first)
+      left = tqdm.format_interval(pace * (self._updates - update))
+      self.print(f"update {update}/{self._updates}: {said}, {left} left")
+
+  def print(self, message: str) -> None:
+    """A line of its own, above the bar."""
+    if self._bar is not None:
+      self._bar.write(message, file=sys.stderr)
+    else:
+      print(message, file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Leaves the bar where it is."""
+    if self._bar is not None:
+      self._bar.close()
+
+
+class Meter:
+  """Seconds of training since the last line of metrics, and what they did."""
+
+  def __init__(self, spent: dict[str, Any]):
+    self._spent = spent
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins a new line."""
+    self._start = self._charged = time.monotonic()
+    self._waited, self._updates = 0.0, 0
+    self._before = dict(self._spent)
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Around the wait for the next batch."""
+    before = time.monotonic()
+    yield
+    self._waited += time.monotonic() - before
+    self._updates += 1
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Around what is not training."""
+    self._charge()
+    before = time.monotonic()
+    yield
+    self._start += time.monotonic() - before
+    self._charged = time.monotonic()
+
+  def speed(self) -> float:
+    """Seconds of audio trained on a second."""
+    samples = self._spent["audio_samples"] - self._before["audio_samples"]
+    return samples / SAMPLE_RATE / (time.monotonic() - self._start)
+
+  def read(self) -> dict[str, float]:
+    """The timing fields of a line of metrics."""
+    self._charge()
+    seconds = self._charged - self._start
+    flops = self._spent["flops"] - self._before["flops"]
+    return {
+      "audio_seconds_per_second": self.speed(),
+      "flops_per_second": flops / seconds,
+      "update_seconds": seconds / self._updates,
+      "data_wait_seconds": self._waited / self._updates,
+    }
+
+  def _charge(self) -> None:
+    now = time.monotonic()
+    self._spent["train_seconds"] += now - self._charged
+    self._charged = now

@@ -1,0 +1,60 @@
+"""The files of a run beside its checkpoints: config.json and result.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax import config as config_lib
+from ssl_jax.errors import UserError
+from ssl_jax.files import write_atomically
+
+# What may differ when a run is resumed: it decides how fast, not what.
+_FREE = ("loader.", "batch.microbatches")
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+  """Makes `workdir` this run's, or checks that it already is.
+
+  Raises:
+    UserError: if it cannot be written, or holds a run of another config; the
+      differing keys are listed.
+  """
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      _check_same(json.loads(path.read_text()), config, workdir)
+    else:
+      write_atomically(path, config_lib.to_json(config) + "\n")
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(
+      f"--workdir={workdir} cannot be used ({error}); choose another"
+    ) from error
+
+
+def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
+  old = config_lib.flatten(ConfigDict(old))
+  new = config_lib.flatten(ConfigDict(json.loads(config_lib.to_json(config))))
+  differing = [
+    f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and not key.startswith(_FREE)
+  ]
+  if differing:
+    raise UserError(
+      f"--workdir={workdir} holds a run of another config; "
+      f"choose another workdir or undo: {'; '.join(differing)}"
+    )
+
+
+def write_result(workdir: Path, result: dict[str, Any]) -> None:
+  """Saves what a finished run returned."""
+  write_atomically(workdir / "result.json", json.dumps(result) + "\n")
+
+
+def read_result(workdir: Path) -> dict[str, Any] | None:
+  """What the finished run in `workdir` returned; None if it is not finished."""
+  path = workdir / "result.json"
+  return json.loads(path.read_text()) if path.exists() else None

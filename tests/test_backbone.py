@@ -1,0 +1,187 @@
+"""The encoder against transformers, and what padding must not change."""
+
+import hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from ssl_jax.models import frontend
+from ssl_jax.models.backbone import Backbone, frame_mask
+
+TOLERANCE = 1e-4
+
+
+def speech(
+  *lengths: int, to: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Coloured noise with pauses. -> waveform [B, S], length [B]."""
+  rng = np.random.default_rng(0)
+  waveform = np.zeros((len(lengths), to or max(lengths)), np.float32)
+  for row, n in zip(waveform, lengths):
+    x = np.cumsum(rng.normal(size=n)) * 0.01
+    row[:n] = (x - x.mean()) * (np.sin(np.arange(n) / 900) > -0.3)
+  return waveform, np.array(lengths, np.int32)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_hidden_states_equal_transformers_without_padding(norm):
+  reference, config, params = hf.tiny_pair(norm)
+  waveform, length = speech(16_000, 16_000)
+  with torch.no_grad():
+    expected = reference(
+      torch.from_numpy(waveform), output_hidden_states=True
+    ).hidden_states
+  states = (
+    Backbone(config, jnp.float32)
+    .apply({"params": params}, waveform, length, all_states=True)
+    .hidden
+  )
+  assert len(states) == len(expected) == config.encoder.num_layers + 1
+  for ours, theirs in zip(states, expected):
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_hidden_states_equal_transformers_with_padding_and_mask():
+  reference, config, params = hf.tiny_pair("layer")
+  waveform, length = speech(16_000, 9_999)
+  attention_mask = torch.arange(16_000) < torch.from_numpy(length)[:, None]
+  mask = np.zeros((2, 49), bool)
+  mask[0, 5:25] = mask[1, 3:17] = True
+  with torch.no_grad():
+    expected = reference(
+      torch.from_numpy(waveform),
+      attention_mask=attention_mask.long(),
+      mask_time_indices=torch.from_numpy(mask),
+      output_hidden_states=True,
+    ).hidden_states
+  states = (
+    Backbone(config, jnp.float32)
+    .apply({"params": params}, waveform, length, mask, all_states=True)
+    .hidden
+  )
+  real = np.asarray(frame_mask(length, 49))
+  for ours, theirs in zip(states, expected):
+    np.testing.assert_allclose(
+      ours[real], theirs.numpy()[real], atol=TOLERANCE, rtol=0
+    )
+
+
+def test_number_of_frames_equals_transformers():
+  reference, _, _ = hf.tiny_pair("group")
+  for n in [400, 719, 720, 721, 16_000, 32_000, 224_000, 249_999, 250_000]:
+    assert frontend.num_frames(n) == int(
+      reference._get_feat_extract_output_lengths(n)
+    )
+    assert int(frontend.num_frames(jnp.array(n))) == frontend.num_frames(n)
+  assert frontend.num_frames(399) == frontend.num_frames(0) == 0
+
+
+@pytest.mark.parametrize(
+  ("name", "norm", "normalize"),
+  [
+    ("waveform", "group", False),
+    ("waveform", "layer", True),
+    ("logmel", "group", False),
+  ],
+)
+def test_padding_never_changes_features(name, norm, normalize):
+  _, config, params = hf.tiny_pair(norm)
+  config.frontend.name = name
+  config.frontend.normalize_waveform = normalize
+  backbone = Backbone(config, jnp.float32)
+  lengths = (400, 5_120, 8_000)
+  waveform, length = speech(*lengths)
+  if name == "logmel":
+    params = backbone.init(jax.random.key(0), waveform, length)["params"]
+  rng = np.random.default_rng(1)
+  alone = [
+    backbone.apply(
+      {"params": params}, waveform[i : i + 1, :n], length[i : i + 1]
+    ).hidden[0]
+    for i, n in enumerate(lengths)
+  ]
+  for bucket in (8_000, 8_321, 16_000):
+    # Garbage rather than zeros: nothing after a clip's end may be read.
+    padded = rng.normal(size=(3, bucket)).astype(np.float32)
+    for row, clip, n in zip(padded, waveform, lengths):
+      row[:n] = clip[:n]
+    hidden = backbone.apply({"params": params}, padded, length).hidden
+    for ours, expected, n in zip(hidden, alone, lengths):
+      frames = frontend.num_frames(n)
+      np.testing.assert_allclose(
+        ours[:frames], expected[:frames], atol=2e-5, rtol=0
+      )
+
+
+def test_scanned_layers_equal_unrolled_with_the_same_parameters():
+  _, config, params = hf.tiny_pair("group")
+  waveform, length = speech(8_000, 6_000)
+  key = jax.random.key(3)
+  outputs = []
+  for scan in (False, True):
+    config.encoder.scan_layers = scan
+    backbone = Backbone(config, jnp.float32)
+    outputs.append(
+      backbone.apply(
+        {"params": params}, waveform, length, key=key, all_states=True
+      ).hidden
+    )
+    shapes = jax.eval_shape(backbone.init, key, waveform, length)["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+  np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layerdrop_skips_the_layer_and_its_compute(scan):
+  _, config, params = hf.tiny_pair("group", num_layers=8)
+  config.encoder.layerdrop = 0.5
+  config.encoder.scan_layers = scan
+  config.encoder.dropout = config.encoder.attention_dropout = 0.0
+  waveform, length = speech(4_000)
+  backbone = Backbone(config, jnp.float32)
+
+  def states(key):
+    return backbone.apply(
+      {"params": params}, waveform, length, key=key, all_states=True
+    ).hidden
+
+  kept = []
+  for seed in range(40):
+    hidden = jax.jit(states)(jax.random.key(seed))
+    kept += [
+      bool(jnp.any(before != after))
+      for before, after in zip(hidden, hidden[1:])
+    ]
+  assert 0.4 < np.mean(kept) < 0.6  # 320 draws: 3.6 standard deviations.
+  # A branch of the program, not a select: the skipped layer is never run.
+  program = jax.make_jaxpr(states)(jax.random.key(0)).pretty_print()
+  assert program.count("cond[") == (1 if scan else 8)
+
+
+def test_stem_gradient_is_scaled():
+  _, config, params = hf.tiny_pair("group")
+  waveform, length = speech(4_000)
+
+  def gradient(factor):
+    config.frontend.grad_mult = factor
+    backbone = Backbone(config, jnp.float32)
+
+    def loss(params):
+      hidden = backbone.apply({"params": params}, waveform, length).hidden
+      return jnp.square(hidden - 1).sum()
+
+    return jax.grad(loss)(params)
+
+  full, scaled = gradient(1.0), gradient(0.1)
+  for a, b in zip(
+    jax.tree.leaves(full["stem"]), jax.tree.leaves(scaled["stem"])
+  ):
+    np.testing.assert_allclose(b, 0.1 * a, rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(
+    scaled["projection"]["kernel"],
+    full["projection"]["kernel"],
+    rtol=1e-4,
+    atol=1e-6,
+  )

@@ -1,0 +1,141 @@
+"""Every experiment, expanded: an edit shows its consequences as a diff.
+
+After an intended change, write the new files with
+  UPDATE_GOLDEN=1 bash launch/test.sh tests/test_config.py
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ssl_jax import config as config_lib
+from ssl_jax.budget import flops
+from ssl_jax.errors import UserError
+from ssl_jax.objectives import OBJECTIVES, make_objective
+from ssl_jax.training import optimizer, step
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+EXPERIMENTS = ["smoke", "slim"] + [
+  f"slim:size={size}" for size in config_lib.SIZES if size != "100"
+]
+
+
+def load(name: str, arg: str | None = None):
+  path = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def describe(config) -> str:
+  objective = make_objective(config, jnp.float32)
+  adam = optimizer.make_optimizer(config)
+  state = jax.eval_shape(lambda: step.init_state(objective, adam, config))
+  crop = round(16_000 * config.data.bucket_seconds[-1])
+  forward = flops.forward_flops(
+    config, crop, objective.head_size, objective.target_flops(crop)
+  )
+  lines = [f"{k} = {v!r}" for k, v in config_lib.flatten(config).items()]
+  lines += [
+    "",
+    f"parameters = {sum(x.size for x in jax.tree.leaves(state['params'])):,}",
+    f"warm-up updates = {config_lib.warmup_updates(config):,}",
+    f"updates = {config.budget.updates:,}",
+    f"forward FLOPs of a {crop:,}-sample crop = {forward.total:,}",
+    f"training FLOPs of a {crop:,}-sample crop = {forward.training:,}",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_expanded_config_is_the_golden_one(experiment):
+  name, _, arg = experiment.partition(":")
+  config = load(name, arg)
+  config_lib.validate(config)
+  path = GOLDEN / f"{experiment.replace(':', '.').replace('=', '-')}.txt"
+  text = describe(config)
+  if "UPDATE_GOLDEN" in os.environ:
+    path.write_text(text)
+  assert text == path.read_text(), "intended? see the top of this file"
+
+
+def test_every_file_of_configs_has_a_golden_text():
+  files = {path.stem for path in (ROOT / "configs").glob("*.py")}
+  assert files == {e.partition(":")[0] for e in EXPERIMENTS}
+
+
+def test_choices_name_what_there_is():
+  assert set(config_lib._CHOICES["objective.name"]) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "said"),
+  [
+    ("masking.mask_prob", 1.5, "mask_prob=1.5 is outside [0.0, 1.0]"),
+    ("optimizer.learning_rate", -1.0, "outside"),
+    ("optimizer.learning_rate", float("nan"), "outside"),
+    ("batch.seconds", float("inf"), "outside"),
+    ("budget.updates", 0, "outside"),
+    ("objective.name", "tara", "did you mean 'tera'?"),
+    ("frontend.name", "wavform", "did you mean 'waveform'?"),
+    ("encoder.hidden_size", 100, "not divisible by config.encoder.num_heads=8"),
+    ("data.bucket_seconds", (3.0, 2.0), "increasing"),
+    ("data.min_seconds", 99.0, "longer than the last bucket"),
+    ("optimizer.warmup_updates", 400_000, "lower it"),
+  ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
+  config = config_lib.base()
+  section, name = key.split(".")
+  config[section][name] = value
+  with pytest.raises(UserError) as error:
+    config_lib.validate(config)
+  assert f"config.{key}" in str(error.value) or "config." in str(error.value)
+  assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("args", "status", "said"),
+  [
+    (["--config=configs/slim.py:size=110"], 1, "unknown size '110'; did you"),
+    (["--config=configs/slim.py:siz=50"], 1, "did you mean 'size'?"),
+    (
+      ["--config=configs/smoke.py", "--config.encoder.num_layer=3"],
+      2,
+      "num_layers",
+    ),
+    (
+      ["--config=configs/smoke.py", "--config.budget.updates=x"],
+      2,
+      "updates=x",
+    ),
+    (
+      ["--config=configs/smoke.py", "--config.masking.mask_prob=2"],
+      1,
+      "[0.0, 1.0]",
+    ),
+    (["--config=configs/nope.py"], 2, "nope.py"),
+    (["--confg=1"], 2, "Did you mean: config"),
+    ([], 2, "--config"),
+    (["--config=configs/slim.py", "--dry_run"], 1, "config.data.dir"),
+  ],
+)
+def test_wrong_usage_is_one_line_and_a_status(args, status, said):
+  done = subprocess.run(
+    [sys.executable, "-m", "ssl_jax.main", *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == status, done.stderr
+  assert said in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  assert done.stdout == ""

@@ -1,0 +1,259 @@
+"""Sources: what is found, decoded, split, skipped and refused."""
+
+import logging
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from ml_collections import ConfigDict
+
+from ssl_jax import data
+from ssl_jax.data import audio
+from ssl_jax.errors import UserError
+
+CORPUS = pathlib.Path(data.__file__).parent / "corpus"
+
+
+def config(**changes):
+  values = dict(
+    source="folder", dir="", valid_dir="", valid_fraction=0.2, min_seconds=0.5
+  )
+  return ConfigDict(values | changes)
+
+
+@pytest.fixture(scope="module")
+def speech():
+  """Float64 [S] of about 3 s, from the corpus."""
+  source = data.open_source(config(source="embedded"), "valid")
+  index = int(np.argmin(abs(source.num_samples - 50_000)))
+  return source.read(index, 0, 48_000) / 32768
+
+
+def write(path, samples, rate=16_000, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  soundfile.write(os.fsencode(path), samples, rate, **options)
+  return path
+
+
+def correlation(a, b):
+  return np.corrcoef(a, b)[0, 1]
+
+
+def test_embedded_splits_are_disjoint_and_complete():
+  splits = {
+    split: data.open_source(config(source="embedded", min_seconds=0.1), split)
+    for split in ("train", "valid", "test")
+  }
+  sizes = {split: len(source.ids) for split, source in splits.items()}
+  assert sizes == {"train": 193, "valid": 23, "test": 22}
+  ids = [clip for source in splits.values() for clip in source.ids]
+  assert len(set(ids)) == len(list(CORPUS.glob("clips/**/*.flac")))
+  for source in splits.values():
+    assert source.skipped == []
+    for index in range(0, len(source.ids), 10):
+      clip = source.read(index, 0, 10**9)
+      assert len(clip) == source.num_samples[index]
+      assert clip.dtype == np.int16 and abs(clip).max() > 500
+    assert {"speaker", "text", "label", "language"} <= {*source.metadata[0]}
+
+
+def test_embedded_corpus_is_small_and_skips_short_clips():
+  files = [f for f in CORPUS.rglob("*") if f.is_file()]
+  assert sum(f.stat().st_size for f in files) < 10e6
+  source = data.open_source(config(source="embedded", min_seconds=2.0), "train")
+  assert min(source.num_samples) >= 32_000
+  assert len(source.ids) + len(source.skipped) == 193
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_any_format_rate_and_channels_read_back(tmp_path, speech, kind, rate):
+  there = soxr.resample(speech, 16_000, rate, quality="VHQ")
+  expected = soxr.resample(there, rate, 16_000, quality="HQ")
+  for channels in (1, 2):
+    # Channels that differ, so that taking one of them is seen.
+    scales = [1.0] if channels == 1 else [0.4, 1.6]
+    samples = np.stack([scale * there for scale in scales], axis=1)
+    path = write(tmp_path / f"{channels}.{kind}", samples / 2, rate)
+    assert abs(audio.probe(path) - len(speech)) <= 1
+    got = audio.read(path, 0, 10**6)
+    assert got.dtype == np.int16
+    assert len(got) == audio.probe(path)
+    got = got / 16384
+    n = min(len(got), len(expected))
+    assert correlation(got[:n], speech[:n]) > 0.95
+    if kind in ("wav", "flac"):
+      assert abs(got[:n] - expected[:n]).max() < 3 / 16384
+    else:
+      assert correlation(got[:n], expected[:n]) > 0.97
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_a_part_is_the_slice_of_the_whole(tmp_path, speech, kind, rate):
+  there = soxr.resample(speech, 16_000, rate, quality="HQ")
+  path = write(tmp_path / f"a.{kind}", there, rate)
+  whole, _ = soundfile.read(path, dtype="float32")
+  whole = soxr.resample(whole, rate, 16_000, quality="HQ") * 32768
+  end = len(whole)
+  assert audio.probe(path) == end
+  for start in (0, 1, 777, 16_000, 24_001, end - 5_000, end - 3_001, end - 7):
+    part = audio.read(path, start, 4_000)
+    assert len(part) == min(4_000, end - start)
+    assert abs(part - whole[start : start + 4_000]).max() < 2
+
+
+def test_samples_are_clipped_not_wrapped(tmp_path):
+  loud = np.array([0.0, 1.5, -1.5, 0.5] * 4_000, np.float32)
+  path = write(tmp_path / "a.wav", loud, subtype="FLOAT")
+  assert audio.read(path, 0, 4).tolist() == [0, 32767, -32768, 16384]
+
+
+def test_non_finite_samples_are_damage(tmp_path):
+  samples = np.zeros(16_000, np.float32)
+  samples[8_000] = np.nan
+  path = write(tmp_path / "a.wav", samples, subtype="FLOAT")
+  assert len(audio.read(path, 0, 8_000)) == 8_000
+  with pytest.raises(audio.DamagedAudio, match="finite"):
+    audio.read(path, 0, 8_001)
+
+
+def test_a_file_cut_after_the_scan_is_damage(tmp_path, speech):
+  for kind in ("flac", "mp3"):
+    path = write(tmp_path / f"a.{kind}", speech)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(audio.read(path, 0, 8_000)) == 8_000
+    with pytest.raises(audio.DamagedAudio):
+      audio.read(path, 0, len(speech))
+    with pytest.raises(audio.DamagedAudio):
+      audio.read(path, len(speech) - 8_000, 8_000)
+
+
+def test_unusable_files_are_skipped_counted_and_named(tmp_path, speech, caplog):
+  write(tmp_path / "good.wav", speech)
+  write(tmp_path / "deep" / "er" / "GOOD.FLAC", speech)
+  write(tmp_path / "short.wav", speech[:7_999])
+  write(tmp_path / "no_samples.wav", speech[:0])
+  (tmp_path / "empty.mp3").touch()
+  (tmp_path / "empty.wav").touch()
+  (tmp_path / "garbage.flac").write_bytes(b"garbage" * 99)
+  (tmp_path / "text.ogg").write_text("not audio")
+  (tmp_path / "broken_link.wav").symlink_to(tmp_path / "nowhere.wav")
+  for kind in ("flac", "mp3"):
+    path = write(tmp_path / f"cut.{kind}", speech)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  length_less = write(tmp_path / "length_less.flac", speech)
+  header = bytearray(length_less.read_bytes())
+  header[21] &= 0xF0  # STREAMINFO's 36 bits of total samples: 0 is unknown.
+  header[22:26] = bytes(4)
+  length_less.write_bytes(header)
+  # Neither audio nor counted.
+  (tmp_path / "notes.txt").write_text("hello")
+  write(tmp_path / "._good.wav", speech)
+  write(tmp_path / ".cache" / "hidden.wav", speech)
+  with caplog.at_level(logging.WARNING, "ssl_jax"):
+    settings = config(dir=str(tmp_path))
+    train = data.open_source(settings, "train")
+    valid = data.open_source(settings, "valid")
+  assert sorted(train.ids + valid.ids) == ["deep/er/GOOD.FLAC", "good.wav"]
+  reasons = dict(train.skipped)
+  assert sorted(reasons) == [
+    "broken_link.wav",
+    "cut.flac",
+    "cut.mp3",
+    "empty.mp3",
+    "empty.wav",
+    "garbage.flac",
+    "length_less.flac",
+    "no_samples.wav",
+    "short.wav",
+    "text.ogg",
+  ]
+  assert "min_seconds=0.5" in reasons["short.wav"]
+  assert reasons["empty.mp3"] == "empty file"
+  assert "no length" in reasons["length_less.flac"]
+  assert all(reasons.values())
+  (record,) = caplog.records  # Once, though both splits scan the folder.
+  message = record.getMessage()
+  assert "skipped 10 of 12" in message and "'cut.mp3' (" in message
+  assert "\n" not in message
+
+
+def test_a_cut_wav_or_ogg_is_as_long_as_what_is_left(tmp_path, speech):
+  for kind in ("wav", "ogg"):
+    path = write(tmp_path / f"a.{kind}", speech)
+    whole = audio.read(path, 0, 10**6)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    length = audio.probe(path)
+    assert 0.2 < length / len(whole) < 0.9
+    part = audio.read(path, 0, 10**6)
+    assert np.array_equal(part, whole[:length])
+
+
+def test_links_and_names_that_are_not_utf8(tmp_path, speech):
+  root = tmp_path / "root"
+  write(root / "a" / "one.wav", speech)
+  write(root / os.fsdecode(b"caf\xe9.wav"), speech)
+  write(tmp_path / "elsewhere" / "two.wav", speech)
+  (root / "loop").symlink_to(root)
+  (root / "a" / "up").symlink_to(root)
+  (root / "linked").symlink_to(tmp_path / "elsewhere")
+  settings = config(dir=str(root) + "/", valid_dir=str(tmp_path / "elsewhere"))
+  train = data.open_source(settings, "train")
+  assert train.ids == ["a/one.wav", "caf\\xe9.wav", "linked/two.wav"]
+  for index, clip in enumerate(train.ids):
+    clip.encode()
+    assert len(train.read(index, 0, 100)) == 100
+  assert data.open_source(settings, "valid").ids == ["two.wav"]
+
+
+def test_hold_out_is_stable_and_by_clip(tmp_path, speech):
+  for i in range(20):
+    write(tmp_path / f"{i}.wav", speech[:8_000])
+  settings = config(dir=str(tmp_path))
+  train = data.open_source(settings, "train")
+  valid = data.open_source(settings, "valid")
+  assert (len(train.ids), len(valid.ids)) == (16, 4)
+  assert not {*train.ids} & {*valid.ids}
+  assert train.ids == sorted(train.ids) and valid.ids == sorted(valid.ids)
+  # On every machine, and wherever the folder lies.
+  assert valid.ids == ["0.wav", "16.wav", "19.wav", "2.wav"]
+  write(tmp_path / "new.wav", speech)
+  again = data.open_source(settings, "valid")
+  assert len({*again.ids} & {*valid.ids}) >= 3
+  settings.valid_fraction = 0.0
+  assert len(data.open_source(settings, "valid").ids) == 1
+  settings.valid_fraction = 0.99
+  assert len(data.open_source(settings, "train").ids) == 1
+
+
+@pytest.mark.parametrize(
+  "changes, split, said",
+  [
+    (dict(source="foldr"), "train", "did you mean 'folder'"),
+    (dict(source="embedded"), "tets", "did you mean 'test'"),
+    (dict(source="embedded", min_seconds=60.0), "train", "data.min_seconds"),
+    (dict(dir="."), "test", "have train, valid"),
+    (dict(), "train", "--config.data.dir='': set it"),
+    (dict(dir="nowhere"), "train", "'nowhere' does not exist"),
+    (dict(dir="file.wav"), "train", "is not a folder"),
+    (dict(dir="bare"), "train", "no audio files"),
+    (dict(dir="one"), "train", "--config.data.valid_dir"),
+    (dict(dir="one"), "valid", "--config.data.valid_dir"),
+    (dict(dir="one", valid_dir="gone"), "valid", "data.valid_dir='gone'"),
+    (dict(dir="one", min_seconds=9.0), "train", "all 1 audio files"),
+  ],
+)
+def test_what_cannot_be_opened_is_one_line_with_the_remedy(
+  tmp_path, monkeypatch, speech, changes, split, said
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "bare").mkdir()
+  write(tmp_path / "file.wav", speech)
+  write(tmp_path / "one" / "one.wav", speech)
+  with pytest.raises(UserError) as error:
+    data.open_source(config(**changes), split)
+  assert said in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,260 @@
+"""Runs of a tiny model on the embedded speech, through the real loop."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax import config as config_lib
+from ssl_jax.errors import UserError
+from ssl_jax.files import read_jsonl
+from ssl_jax.objectives import tera
+from ssl_jax.training import loop, optimizer, step
+from ssl_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny(updates: int = 6, frontend: str = "logmel"):
+  config = config_lib.base()
+  config.frontend.name = frontend
+  config.encoder.num_layers = 2
+  config.encoder.hidden_size = 32
+  config.encoder.ffn_size = 64
+  config.encoder.num_heads = 4
+  config.data.source = "embedded"
+  config.data.min_seconds = 0.3
+  config.data.bucket_seconds = (0.8, 1.6)
+  config.batch.seconds = 6.0
+  config.eval.batch_seconds = 6.0
+  config.budget.updates = updates
+  config.optimizer.warmup_fraction = 0.3
+  config.optimizer.learning_rate = 1e-2
+  config.log.every = 2
+  config.eval.every = 4
+  config.checkpoint.every = 3
+  return config
+
+
+def reproducible(workdir: Path) -> list[dict]:
+  return [
+    {
+      key: value
+      for key, value in line.items()
+      if not key.endswith(("_seconds", "_per_second"))
+    }
+    for line in read_jsonl(workdir / "metrics.jsonl")
+  ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  return workdir, loop.train(tiny(20), workdir)
+
+
+def test_a_run_learns_and_leaves_what_it_promises(finished):
+  workdir, result = finished
+  assert result["valid_loss"] < 0.8 * result["first_valid_loss"]
+  assert result["updates"] == 20
+  assert result["audio_seconds"] == pytest.approx(20 * 6.0, rel=0.2)
+  assert result["mfu"] is None  # A CPU's peak is not known.
+  assert json.loads((workdir / "result.json").read_text()) == result
+  assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+  assert list((workdir / "tensorboard").glob("events*"))
+  assert json.loads((workdir / "config.json").read_text())["seed"] == 0
+  lines = reproducible(workdir)
+  train = [x["update"] for x in lines if x["split"] == "train"]
+  valid = [x["update"] for x in lines if x["split"] == "valid"]
+  assert train == [*range(2, 21, 2)]
+  assert valid == [0, 4, 8, 12, 16, 20]
+  for line in lines:
+    assert np.isfinite(line["loss"])
+  flops = [x["flops"] for x in lines if x["split"] == "train"]
+  assert flops == sorted(flops) and flops[-1] == result["flops"]
+
+
+def test_last_checkpoints_and_the_best_are_kept(finished):
+  workdir, result = finished
+  saved = {int(p.name) for p in (workdir / "checkpoints").iterdir()}
+  evaluated = {
+    x["loss"]: x["update"]
+    for x in reproducible(workdir)
+    if x["split"] == "valid" and x["update"] in (12, 20)
+  }
+  assert saved == {18, 20, evaluated[min(evaluated)]}
+  config = tiny()
+  state, spent = Checkpoints(workdir, 2).restore(20, abstract(config))
+  assert int(state["update"]) == 20
+  assert spent["flops"] == result["flops"]
+  assert type(state["params"]["backbone"]["encoder"]) is dict
+
+
+def abstract(config):
+  objective = tera.Objective(config, np.dtype("float32"))
+  adam = optimizer.make_optimizer(config)
+  return jax.eval_shape(lambda: step.init_state(objective, adam, config))
+
+
+def test_a_finished_run_says_so_and_is_not_repeated(finished, caplog):
+  workdir, result = finished
+  before = (workdir / "metrics.jsonl").read_bytes()
+  caplog.set_level(logging.INFO)
+  assert loop.train(tiny(20), workdir) == result
+  assert "complete" in caplog.text
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_with_the_differing_keys(finished):
+  workdir, _ = finished
+  config = tiny(20)
+  config.encoder.dropout = 0.2
+  config.loader.num_threads = 1  # Free to change: only speed.
+  with pytest.raises(UserError) as error:
+    loop.train(config, workdir)
+  assert "encoder.dropout: 0.1 there, 0.2 now" in str(error.value)
+  assert "loader" not in str(error.value)
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+  header = loop.train(tiny(), tmp_path / "run", dry_run=True)
+  assert header["updates"] == 6
+  assert header["learning_rate"]["100%"] == 0
+  assert not (tmp_path / "run").exists()
+
+
+def test_each_bucket_is_compiled_once(tmp_path, caplog):
+  with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+    loop.train(tiny(12), tmp_path)
+  steps = [
+    r.getMessage()
+    for r in caplog.records
+    if r.getMessage().startswith("Finished XLA compilation of jit(train_step)")
+  ]
+  assert len(steps) == 2
+  valid = [
+    r.getMessage()
+    for r in caplog.records
+    if r.getMessage().startswith("Finished XLA compilation of jit(valid_step)")
+  ]
+  assert len(valid) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+  make_schedule = optimizer.make_schedule
+
+  def broken(config):
+    schedule = make_schedule(config)
+    return lambda update: jax.numpy.where(update == 7, np.nan, schedule(update))
+
+  monkeypatch.setattr(optimizer, "make_schedule", broken)
+  monkeypatch.setattr(loop, "make_schedule", broken)
+  with pytest.raises(UserError) as error:
+    loop.train(tiny(20), tmp_path)
+  assert "update 8: loss " in str(error.value)
+  assert "parameter norm nan, learning rate nan" in str(error.value)
+  assert "last good checkpoint is update 6" in str(error.value)
+  saved = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+  assert max(saved) == 6
+  assert all(np.isfinite(x["loss"]) for x in reproducible(tmp_path))
+
+
+SMALL = [
+  "--config=configs/smoke.py",
+  "--config.encoder.num_layers=2",
+  "--config.encoder.layerdrop=0.3",
+  "--config.batch.seconds=4.0",
+  "--config.data.bucket_seconds=(0.8,1.6)",
+]
+
+
+def start_main(workdir: Path, *args: str, **env: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", "ssl_jax.main", f"--workdir={workdir}", *args],
+    cwd=ROOT,
+    env=os.environ | env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process: subprocess.Popen) -> dict:
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return json.loads(out.splitlines()[-1])
+
+
+def test_killed_three_times_and_resumed_equals_uninterrupted(tmp_path):
+  args = [
+    *SMALL,
+    "--config.budget.updates=90",
+    "--config.log.every=7",  # Apart from the checkpoints: sums are saved too.
+    "--config.eval.every=30",
+    "--config.checkpoint.every=10",
+  ]
+  expected = finish(start_main(tmp_path / "whole", *args))
+  killed = tmp_path / "killed"
+  for update in (15, 42, 77):
+    process = start_main(killed, *args)
+    while (lines := read_jsonl(killed / "metrics.jsonl")) == [] or lines[-1][
+      "update"
+    ] < update:
+      assert process.poll() is None, process.communicate()[1]
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "checkpoints" in os.listdir(killed)
+    assert "result.json" not in os.listdir(killed)
+  result = finish(start_main(killed, *args))
+  assert reproducible(killed) == reproducible(tmp_path / "whole")
+  for key in ("updates", "flops", "audio_seconds", "valid_loss"):
+    assert result[key] == expected[key]
+
+
+def test_devices_and_microbatches_only_split_the_work(tmp_path):
+  args = [
+    *SMALL,
+    "--config.frontend.name=waveform",
+    "--config.budget.updates=8",
+    "--config.optimizer.warmup_fraction=0.5",
+    "--config.log.every=2",
+  ]
+  runs = {
+    "one": start_main(tmp_path / "one", *args),
+    "parts": start_main(
+      tmp_path / "parts", *args, "--config.batch.microbatches=3"
+    ),
+    "eight": start_main(
+      tmp_path / "eight",
+      *args,
+      XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    ),
+  }
+  for run in runs.values():
+    finish(run)
+  expected = reproducible(tmp_path / "one")
+  for name in ("parts", "eight"):
+    for ours, theirs in zip(
+      reproducible(tmp_path / name), expected, strict=True
+    ):
+      assert ours == pytest.approx(theirs, rel=2e-4), name
+
+
+def test_interrupt_says_how_to_go_on(tmp_path):
+  process = start_main(tmp_path, *SMALL, "--config.checkpoint.every=5")
+  while not read_jsonl(tmp_path / "metrics.jsonl"):
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert f"--workdir={tmp_path} goes on from update" in err.splitlines()[-1]
