@@ -103,8 +103,8 @@ def test_forward_cost_equals_xla(frontend):
   }
   params = jax.eval_shape(objective.init, jax.random.key(0), inputs, None)
   compiled = (
-    jax.jit(lambda params: objective.apply(params, inputs, None))
-    .lower(params)
+    jax.jit(lambda params, inputs: objective.apply(params, inputs, None))
+    .lower(params, inputs)
     .compile()
   )
   ours = flops.forward_flops(config, 80_000, objective.head_size).total

@@ -36,7 +36,7 @@ _PEAK_FLOPS_PER_SECOND = {
 
 @dataclass(frozen=True)
 class Forward:
-  """FLOPs of one clip's forward pass, by part."""
+  """FLOPs of one clip's forward pass, by part (log-mel counts as stem)."""
 
   stem: int
   projection: int
@@ -45,6 +45,7 @@ class Forward:
   ffn: int
   head: int
   targets: int  # Computed once per clip, without a backward pass.
+  stem_is_learned: bool = True
 
   @property
   def total(self) -> int:
@@ -61,7 +62,8 @@ class Forward:
   @property
   def training(self) -> int:
     """Forward, backward (twice the forward) and the targets."""
-    return 3 * self.total + self.targets
+    no_backward = 0 if self.stem_is_learned else 2 * self.stem
+    return 3 * self.total - no_backward + self.targets
 
 
 def forward_flops(
@@ -99,6 +101,7 @@ def forward_flops(
     ffn=layers * 4 * frames * width * ffn,
     head=2 * frames * width * head_size,
     targets=targets,
+    stem_is_learned=config.frontend.name == "waveform",
   )
 
 
