@@ -134,6 +134,13 @@ def test_silence_and_one_window_equal_kaldis():
   np.testing.assert_allclose(features, expected, rtol=0, atol=1e-3)
 
 
+def test_products_ask_for_float32_on_every_device():
+  # On CPU the default is float32 already; on TPU it is bfloat16.
+  jaxpr = str(jax.make_jaxpr(fbank.mfcc)(jnp.zeros((1, 1600))))
+  highest = jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+  assert highest == jaxpr.count("dot_general[") > 0
+
+
 @pytest.mark.parametrize("samples", [0, 399, 400, 559, 560, 719, 720, 250_000])
 def test_frame_counts_equal_kaldis(samples):
   count = len(kaldi_fbank(np.zeros(samples)))

@@ -72,7 +72,7 @@ def runs(mask):
 
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("mask_prob", [0.8, 0.65])
-@pytest.mark.parametrize("length", [500, 120, 14])
+@pytest.mark.parametrize("length", [500, 120, 12])
 def test_statistics_equal_the_convention(rows, length, mask_prob):
   ours = draw(rows, length, mask_prob)
   reference = reference_batches(rows, length, mask_prob)
@@ -113,7 +113,7 @@ def test_trim_keeps_a_subset_of_a_rows_own_mask():
 
 
 def test_ragged_rows_keep_the_smallest_share():
-  lengths = {i: n for i, n in enumerate([499, 120, 333, 30, 250, 7])}
+  lengths = {i: n for i, n in enumerate([499, 120, 333, 30, 250, 1])}
   for seed in range(5):
     alone = [sample(seed, {i: n}, 499).sum() for i, n in lengths.items()]
     kept = sample(seed, lengths, 499).sum(axis=1)

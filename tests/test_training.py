@@ -63,7 +63,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_learns_and_leaves_what_it_promises(finished):
   workdir, result = finished
-  assert result["valid_loss"] < 0.8 * result["first_valid_loss"]
+  assert result["valid_loss"] < 0.97 * result["first_valid_loss"]
   assert result["updates"] == 20
   assert result["audio_seconds"] == pytest.approx(20 * 6.0, rel=0.2)
   assert result["mfu"] is None  # A CPU's peak is not known.
