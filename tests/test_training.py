@@ -243,10 +243,11 @@ def test_devices_and_microbatches_only_split_the_work(tmp_path):
     finish(run)
   expected = reproducible(tmp_path / "one")
   for name in ("parts", "eight"):
-    for ours, theirs in zip(
-      reproducible(tmp_path / name), expected, strict=True
-    ):
-      assert ours == pytest.approx(theirs, rel=2e-4), name
+    lines = reproducible(tmp_path / name)
+    for ours, theirs in zip(lines, expected, strict=True):
+      assert ours.pop("split") == theirs["split"]
+      numbers = {k: v for k, v in theirs.items() if k != "split"}
+      assert ours == pytest.approx(numbers, rel=1e-5), name
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):
