@@ -9,6 +9,17 @@ Units: audio is 16 kHz mono; lengths are samples unless the name says frames
 or seconds; FLOPs count a multiply-add as 2.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 SAMPLE_RATE = 16_000  # Hz, of all audio after decoding.
+
+# Of every encoder: one of 25 ms every 20 ms, in samples.
+FRAME_WINDOW, FRAME_HOP = 400, 320
+
+
+def num_frames(num_samples: Any) -> Any:
+  """Frames of a clip. An int, or an int array of NumPy or JAX: the same."""
+  frames = (num_samples - FRAME_WINDOW) // FRAME_HOP + 1
+  return frames * (frames > 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_jax.models import frontend
+from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone, frame_mask
 
 TOLERANCE = 1e-4
@@ -71,11 +71,9 @@ def test_hidden_states_equal_transformers_with_padding_and_mask():
 def test_number_of_frames_equals_transformers():
   reference, _, _ = hf.tiny_pair("group")
   for n in [400, 719, 720, 721, 16_000, 32_000, 224_000, 249_999, 250_000]:
-    assert frontend.num_frames(n) == int(
-      reference._get_feat_extract_output_lengths(n)
-    )
-    assert int(frontend.num_frames(jnp.array(n))) == frontend.num_frames(n)
-  assert frontend.num_frames(399) == frontend.num_frames(0) == 0
+    assert num_frames(n) == int(reference._get_feat_extract_output_lengths(n))
+    assert int(num_frames(jnp.array(n))) == num_frames(n)
+  assert num_frames(399) == num_frames(0) == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +107,7 @@ def test_padding_never_changes_features(name, norm, normalize):
       row[:n] = clip[:n]
     hidden = backbone.apply({"params": params}, padded, length).hidden
     for ours, expected, n in zip(hidden, alone, lengths):
-      frames = frontend.num_frames(n)
+      frames = num_frames(n)
       np.testing.assert_allclose(
         ours[:frames], expected[:frames], atol=2e-5, rtol=0
       )

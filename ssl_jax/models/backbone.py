@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax import num_frames
 from ssl_jax.models import frontend
 from ssl_jax.models.transformer import Transformer, dropout, row_keys
 
@@ -87,4 +88,4 @@ class Backbone(nn.Module):
 
 def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:
   """length [B] samples -> bool [B, T], True on real frames."""
-  return jnp.arange(max_frames) < frontend.num_frames(length)[:, None]
+  return jnp.arange(max_frames) < num_frames(length)[:, None]

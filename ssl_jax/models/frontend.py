@@ -10,17 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssl_jax import num_frames
 from ssl_jax.signal import fbank
 
 # paper.md, "Architectures": (channels, kernel, stride). Total stride 320.
 STEM_LAYERS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
 _EPSILON = 1e-5
-
-
-def num_frames(num_samples: jax.Array | int) -> jax.Array | int:
-  """Frames of a clip: its 25 ms windows every 20 ms. [B] -> [B] or an int."""
-  frames = (num_samples - 400) // 320 + 1
-  return max(0, frames) if isinstance(frames, int) else jnp.maximum(0, frames)
 
 
 def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.models.frontend import num_frames, torch_linear_init
+from ssl_jax.models.frontend import torch_linear_init
 from ssl_jax.signal import fbank
 
 _NUM_CEPS, _NUM_MEL_BINS = 13, 23  # Kaldi's defaults.

@@ -14,8 +14,8 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax import num_frames
 from ssl_jax.models.backbone import frame_mask
-from ssl_jax.models.frontend import num_frames
 from ssl_jax.models.transformer import row_keys
 from ssl_jax.signal import spans
 
