@@ -12,11 +12,12 @@ from ssl_jax import config as config_lib
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  """Returns the config; takes no argument."""
-  config_lib.parse_arg(arg)
+  """Returns the config of `arg`, e.g. "objective=tera"."""
+  values = config_lib.parse_arg(arg, objective="hubert")
   config = config_lib.base()
   config_lib.set_size(config, "30")
   config.frontend.name = "logmel"
+  config.objective.name = values["objective"]
 
   config.data.source = "embedded"
   config.data.min_seconds = 0.3

@@ -35,7 +35,7 @@ SIZES = {
 
 
 def base() -> ConfigDict:
-  """The Slim (100 %) recipe of the paper, with TERA as objective."""
+  """The Slim (100 %) recipe of the paper, with HuBERT as objective."""
   config = ConfigDict()
   config.seed = 0  # Of everything random: data order, crops, masks, dropout.
   # float32, bfloat16, or auto: bfloat16 on accelerators, float32 on CPU.
@@ -91,8 +91,43 @@ def base() -> ConfigDict:
   config.masking.min_masks = 2  # Spans a clip.
 
   config.objective = ConfigDict()
-  config.objective.name = "tera"
+  config.objective.name = "hubert"  # hubert, wav2vec2 or tera.
   config.objective.feature_penalty = 10.0  # x mean square of the stem's output.
+
+  config.hubert = ConfigDict()
+  # Label sets, separated by commas: "mfcc" (k-means fitted at start on MFCC,
+  # labels made in the step), or a folder that ssl_jax.label wrote.
+  config.hubert.labels = "mfcc"
+  config.hubert.clusters = (100,)  # Of each label set.
+  config.hubert.final_dim = 256  # Of the space of labels.
+  config.hubert.logit_temperature = 0.1
+  config.hubert.unmasked_weight = 0.0  # x mean loss over unmasked frames.
+
+  config.wav2vec2 = ConfigDict()
+  config.wav2vec2.num_groups = 2  # Of the product quantizer.
+  config.wav2vec2.num_codes = 320  # A group.
+  config.wav2vec2.code_dim = 256  # Of all groups together.
+  config.wav2vec2.final_dim = 256  # Of the space of comparisons.
+  config.wav2vec2.temperature_start = 2.0  # Of the Gumbel softmax ...
+  config.wav2vec2.temperature_end = 0.5  # ... never below this ...
+  config.wav2vec2.temperature_decay = 0.999995  # ... times this an update.
+  config.wav2vec2.num_negatives = 100  # Masked frames of the same clip.
+  config.wav2vec2.logit_temperature = 0.1
+  config.wav2vec2.diversity_weight = 0.1
+  config.wav2vec2.feature_dropout = 0.1  # Before the quantizer.
+
+  # The original TERA's further alterations of the input, in training only.
+  config.tera = ConfigDict()
+  # Share of the clips whose masked frames are other frames of the clip ...
+  config.tera.time_swap = 0.0
+  config.tera.time_keep = 0.0  # ... and whose masked frames are left in place.
+  config.tera.channel_alteration = 0.0  # Zeroed block: at most this share.
+
+  config.kmeans = ConfigDict()  # Of the MFCC codebook and of ssl_jax.label.
+  config.kmeans.num_frames = 1_000_000  # Sampled from the training audio.
+  config.kmeans.batch_frames = 10_000
+  config.kmeans.max_iterations = 100
+  config.kmeans.num_restarts = 20
 
   config.optimizer = ConfigDict()  # AdamW.
   config.optimizer.learning_rate = 5e-4  # Peak; linear warm-up, linear decay.
@@ -109,6 +144,7 @@ def base() -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.every = 100  # Updates between lines of metrics.
+  config.log.stop_on_alarm = False  # Or only warn of a run that learns nothing.
 
   config.eval = ConfigDict()
   config.eval.every = 5_000  # Updates; also before the first and at the end.
@@ -165,7 +201,7 @@ _CHOICES = {
   "data.source": ("embedded", "folder"),
   "frontend.name": ("waveform", "logmel"),
   "frontend.norm": ("group", "layer"),
-  "objective.name": ("tera",),
+  "objective.name": ("hubert", "wav2vec2", "tera"),
 }
 
 # Inclusive limits; what is not listed must be 0 or above.
@@ -193,6 +229,12 @@ _LIMITS = {
   "frontend.num_mel_bins": (4, 128),
   "loader.num_threads": (1, math.inf),
   "loader.prefetch": (1, math.inf),
+  "hubert.final_dim": (1, math.inf),
+  "hubert.logit_temperature": (1e-3, math.inf),
+  "kmeans.batch_frames": (1, math.inf),
+  "kmeans.max_iterations": (1, math.inf),
+  "kmeans.num_frames": (1, math.inf),
+  "kmeans.num_restarts": (1, math.inf),
   "log.every": (1, math.inf),
   "masking.mask_length": (1, math.inf),
   "masking.mask_prob": (0.0, 1.0),
@@ -203,6 +245,19 @@ _LIMITS = {
   "optimizer.eps": (1e-20, 1.0),
   "optimizer.learning_rate": (0.0, 1.0),
   "optimizer.warmup_fraction": (0.0, 1.0),
+  "tera.channel_alteration": (0.0, 1.0),
+  "tera.time_keep": (0.0, 1.0),
+  "tera.time_swap": (0.0, 1.0),
+  "wav2vec2.code_dim": (1, math.inf),
+  "wav2vec2.feature_dropout": (0.0, 0.9),
+  "wav2vec2.final_dim": (1, math.inf),
+  "wav2vec2.logit_temperature": (1e-3, math.inf),
+  "wav2vec2.num_codes": (2, math.inf),
+  "wav2vec2.num_groups": (1, math.inf),
+  "wav2vec2.num_negatives": (1, math.inf),
+  "wav2vec2.temperature_decay": (1e-6, 1.0),
+  "wav2vec2.temperature_end": (1e-3, math.inf),
+  "wav2vec2.temperature_start": (1e-3, math.inf),
 }
 
 
@@ -242,6 +297,27 @@ def validate(config: ConfigDict) -> None:
       f"config.data.min_seconds={config.data.min_seconds} is longer than the "
       f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
     )
+  if len(label_sets(config)) != len(config.hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={config.hubert.clusters!r} must name as many "
+      f"numbers as config.hubert.labels={config.hubert.labels!r} label sets"
+    )
+  if not all(2 <= clusters < 2**16 - 1 for clusters in config.hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={config.hubert.clusters!r}: expected numbers "
+      f"from 2 to {2**16 - 2}"
+    )
+  if config.wav2vec2.code_dim % config.wav2vec2.num_groups:
+    raise UserError(
+      f"config.wav2vec2.code_dim={config.wav2vec2.code_dim} is not divisible "
+      f"by config.wav2vec2.num_groups={config.wav2vec2.num_groups}"
+    )
+  if config.tera.time_swap + config.tera.time_keep > 1:
+    raise UserError(
+      f"config.tera.time_swap={config.tera.time_swap} and "
+      f"config.tera.time_keep={config.tera.time_keep} are shares of the same "
+      "clips: lower one"
+    )
   for divisor in ("num_heads", "position_groups"):
     if config.encoder.hidden_size % config.encoder[divisor]:
       raise UserError(
@@ -261,6 +337,18 @@ def warmup_updates(config: ConfigDict) -> int:
   return config.optimizer.warmup_updates or round(
     config.optimizer.warmup_fraction * config.budget.updates
   )
+
+
+def label_sets(config: ConfigDict) -> list[str]:
+  """The entries of `hubert.labels`: "mfcc" or a folder."""
+  return [entry.strip() for entry in config.hubert.labels.split(",")]
+
+
+def stored_label_sets(config: ConfigDict) -> list[str]:
+  """The folders whose labels come with the batches."""
+  if config.objective.name != "hubert":
+    return []
+  return [entry for entry in label_sets(config) if entry != "mfcc"]
 
 
 def to_json(config: ConfigDict) -> str:

@@ -15,7 +15,15 @@ ALLOWED = {
   "models": {"signal"},
   "objectives": {"models", "signal"},
   "budget": {"objectives", "models", "signal"},
-  "training": {"budget", "objectives", "models", "signal", "data"},
+  "labelling": {"signal", "data"},
+  "training": {
+    "budget",
+    "data",
+    "labelling",
+    "models",
+    "objectives",
+    "signal",
+  },
 }
 # Small modules any package may import; they import no package.
 SHARED = {"config", "errors", "files"}

@@ -119,7 +119,7 @@ def test_a_batch_depends_on_the_update_alone():
 
 
 def test_epochs_and_seeds_differ_in_order_and_crops():
-  num_samples = np.full(40, 96_000)
+  num_samples = np.full(40, 960_000)
   rows = {}
   for seed in (0, 1):
     planned = plan.BatchPlan(num_samples, BUCKETS, 160.0, seed)
@@ -134,7 +134,7 @@ def test_epochs_and_seeds_differ_in_order_and_crops():
     assert sum(crops[0][clip] != crops[1][clip] for clip in range(40)) > 35
 
 
-def test_crops_lie_inside_the_clip_and_cover_it():
+def test_crops_start_on_frames_of_the_clip_and_cover_it():
   num_samples = lengths()
   planned = plan.BatchPlan(num_samples, BUCKETS, 20.0, seed=0)
   shares = []
@@ -143,9 +143,23 @@ def test_crops_lie_inside_the_clip_and_cover_it():
     room = num_samples[batch.clips] - batch.bucket_length
     assert (batch.starts >= 0).all()
     assert (batch.starts <= np.maximum(room, 0)).all()
-    shares += (batch.starts[room > 0] / room[room > 0]).tolist()
-  assert min(shares) < 0.02 and max(shares) > 0.98
+    assert (batch.starts % 320 == 0).all()
+    last = room // 320 * 320
+    shares += (batch.starts[last > 0] / last[last > 0]).tolist()
+  assert min(shares) == 0 and max(shares) == 1
   assert abs(np.mean(shares) - 0.5) < 0.03
+
+
+# A sample short of room for another start, and with just room for it.
+@pytest.mark.parametrize("room, starts", [(1_279, 4), (1_280, 5)])
+def test_crops_start_on_any_frame_alike(room, starts):
+  num_samples = np.full(200, BUCKETS[-1] + room)
+  planned = plan.BatchPlan(num_samples, BUCKETS, 80.0, seed=0)
+  drawn = [planned.batch(update).starts for update in range(100)]
+  frames, counts = np.unique(drawn, return_counts=True)
+  np.testing.assert_array_equal(frames, 320 * np.arange(starts))
+  assert counts.sum() == 2_000
+  np.testing.assert_allclose(counts, 2_000 / starts, rtol=0.15)
 
 
 def test_the_order_of_a_seed_is_the_same_for_ever():
@@ -159,8 +173,8 @@ def test_the_order_of_a_seed_is_the_same_for_ever():
       [1, 0, 0, 1, 0, 1, 1, 0, 1, 0, 1],
       [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     ),
-    (64000, [11, 7], [3582, 0]),
-    (64000, [8, 4], [483, 0]),
+    (64000, [11, 7], [14720, 0]),
+    (64000, [8, 4], [4160, 0]),
     (64000, [6, 7], [0, 0]),
   ]
 
@@ -209,6 +223,7 @@ def test_validation_reads_every_clip_once():
   for r in rows:
     room = num_samples[r.clips] - r.bucket_length
     assert (r.starts[r.clips >= 0] <= np.maximum(room, 0)[r.clips >= 0]).all()
+    assert (r.starts % 320 == 0).all()
   # Batches of another size show the same crops.
   crops = {}
   for r in rows + plan.valid_batches(num_samples, BUCKETS, 3.0):

@@ -22,9 +22,37 @@ from ssl_jax.training import optimizer, step
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-EXPERIMENTS = ["smoke", "slim"] + [
-  f"slim:size={size}" for size in config_lib.SIZES if size != "100"
-]
+EXPERIMENTS = [
+  "smoke",
+  "smoke:objective=tera",
+  "smoke:objective=wav2vec2",
+  "slim",
+  "slim:iteration=2",
+  "slim:objective=tera",
+  "slim:objective=wav2vec2",
+  "slim:objective=wav2vec2,size=large",
+] + [f"slim:size={size}" for size in config_lib.SIZES if size != "100"]
+
+# paper.md, "Architectures": updates at the full budget (None: not published);
+# peak learning rates in 1e-5: HuBERT, TERA, wav2vec 2.0.
+TABLE = {
+  "small": (400_000, 50, 50, 50),
+  "30": (550_070, 50, 50, 40),
+  "40": (None, None, None, 40),
+  "50": (499_953, 50, 50, 40),
+  "60": (477_321, None, None, 40),
+  "70": (454_811, 50, 50, 40),
+  "80": (None, None, None, 40),
+  "90": (414_242, None, None, 40),
+  "100": (400_000, 50, 50, 40),
+  "130": (363_047, None, None, 40),
+  "160": (328_915, None, None, 40),
+  "190": (304_098, None, None, 40),
+  "200": (297_370, 40, 40, 30),
+  "base": (187_222, 30, 30, 20),
+  "large": (None, 20, 5, 10),
+}
+LARGE_UPDATES = {"hubert": 160_144, "tera": 160_144, "wav2vec2": 72_234}
 
 
 def load(name: str, arg: str | None = None):
@@ -41,7 +69,7 @@ def describe(config) -> str:
   state = jax.eval_shape(lambda: step.init_state(objective, adam, config))
   crop = round(16_000 * config.data.bucket_seconds[-1])
   forward = flops.forward_flops(
-    config, crop, objective.head_size, objective.target_flops(crop)
+    config, crop, objective.head_flops(crop), objective.target_flops(crop)
   )
   lines = [f"{k} = {v!r}" for k, v in config_lib.flatten(config).items()]
   lines += [
@@ -60,11 +88,45 @@ def test_expanded_config_is_the_golden_one(experiment):
   name, _, arg = experiment.partition(":")
   config = load(name, arg)
   config_lib.validate(config)
-  path = GOLDEN / f"{experiment.replace(':', '.').replace('=', '-')}.txt"
+  path = GOLDEN / f"{experiment.translate(str.maketrans(':,=', '..-'))}.txt"
   text = describe(config)
   if "UPDATE_GOLDEN" in os.environ:
     path.write_text(text)
   assert text == path.read_text(), "intended? see the top of this file"
+
+
+@pytest.mark.parametrize("size", TABLE)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("budget", ["full", "half"])
+def test_every_published_run_is_that_of_the_table(size, objective, budget):
+  iteration = ",iteration=2" if objective == "hubert" else ""
+  config = load(
+    "slim", f"size={size},objective={objective},budget={budget}{iteration}"
+  )
+  updates, *rates = TABLE[size]
+  if size == "large":
+    updates = LARGE_UPDATES[objective]
+  if updates is not None:
+    published = updates // (1 if budget == "full" else 2)
+    assert config.budget.updates == published
+  rate = rates[["hubert", "tera", "wav2vec2"].index(objective)]
+  if rate is not None:
+    assert config.optimizer.learning_rate == pytest.approx(rate * 1e-5)
+  assert config_lib.warmup_updates(config) == 32_000
+  assert config.masking.mask_prob == (0.65 if objective == "wav2vec2" else 0.8)
+  assert config.hubert.clusters == ((500,) if iteration else (100,))
+  halved = size == "large" and objective != "wav2vec2"
+  assert config.batch.seconds == (78.0 if halved else 156.0)
+
+
+@pytest.mark.parametrize("size", ["small", "100"])
+def test_the_first_iteration_is_the_published_one(size):
+  config = load("slim", f"size={size}")
+  assert config.objective.name == "hubert"
+  assert (config.hubert.labels, config.hubert.clusters) == ("mfcc", (100,))
+  assert config.budget.updates == 250_000
+  assert config_lib.warmup_updates(config) == 20_000
+  assert config.optimizer.learning_rate == 5e-4
 
 
 def test_every_file_of_configs_has_a_golden_text():
@@ -90,6 +152,9 @@ def test_choices_name_what_there_is():
     ("data.bucket_seconds", (3.0, 2.0), "increasing"),
     ("data.min_seconds", 99.0, "longer than the last bucket"),
     ("optimizer.warmup_updates", 400_000, "lower it"),
+    ("hubert.labels", "a,b", "as many numbers as"),
+    ("hubert.clusters", (1,), "from 2 to"),
+    ("wav2vec2.num_groups", 3, "code_dim=256 is not divisible"),
   ],
 )
 def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
@@ -107,6 +172,7 @@ def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
   [
     (["--config=configs/slim.py:size=110"], 1, "unknown size '110'; did you"),
     (["--config=configs/slim.py:siz=50"], 1, "did you mean 'size'?"),
+    (["--config=configs/slim.py:objective=hubrt"], 1, "you mean 'hubert'?"),
     (
       ["--config=configs/smoke.py", "--config.encoder.num_layer=3"],
       2,

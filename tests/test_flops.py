@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax import num_frames
 from ssl_jax.budget import flops
-from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
+from ssl_jax.training import step
 
 # paper.md: updates at the full budget; HuBERT's parameters, in millions; share
 # of the stem in the forward pass.
@@ -34,6 +36,15 @@ PARAMS = {
   "base": 94.7,
   "large": 316.6,
 }
+WAV2VEC2_PARAMS = {
+  "30": 6.2,
+  "50": 10.3,
+  "70": 14.4,
+  "100": 20.4,
+  "200": 40.4,
+  "base": 95.0,
+  "large": 317.4,
+}
 STEM_PERCENT = {
   "30": 95,
   "50": 86,
@@ -53,6 +64,12 @@ def sized(size):
   return config
 
 
+def hubert_forward(size):
+  config = sized(size)
+  head = 2 * num_frames(CROP) * config.encoder.hidden_size * 256
+  return flops.forward_flops(config, CROP, head)
+
+
 @pytest.mark.parametrize("size", UPDATES)
 def test_equal_cost_gives_the_published_updates(size):
   updates = flops.matched_updates(sized(size), sized("100"))
@@ -60,7 +77,7 @@ def test_equal_cost_gives_the_published_updates(size):
 
 
 def test_forward_cost_of_slim_equals_the_published():
-  forward = flops.forward_flops(sized("100"), CROP, head_size=256)
+  forward = hubert_forward("100")
   assert forward.total / 1e9 == pytest.approx(99.6, abs=0.05)
   assert forward.stem / 1e9 == pytest.approx(68.7, abs=0.05)
 
@@ -70,44 +87,58 @@ def test_forward_cost_of_slim_equals_the_published():
   list(STEM_PERCENT.items()),
 )
 def test_share_of_the_stem_equals_the_published(size, percent):
-  forward = flops.forward_flops(sized(size), CROP, head_size=256)
+  forward = hubert_forward(size)
   assert 100 * forward.stem / forward.total == pytest.approx(percent, abs=0.6)
 
 
 @pytest.mark.parametrize("size", PARAMS)
-def test_parameters_equal_the_published(size):
+@pytest.mark.parametrize("objective", ["hubert", "wav2vec2"])
+def test_parameters_equal_the_published(size, objective):
   config = sized(size)
-  waveform, length = jnp.zeros((1, 1600)), jnp.array([1600])
-  shapes = jax.eval_shape(
-    Backbone(config, jnp.float32).init, jax.random.key(0), waveform, length
+  config.objective.name = objective
+  config.hubert.clusters = (500,)
+  if size == "large":
+    config.hubert.final_dim = 768
+    config.wav2vec2.final_dim = config.wav2vec2.code_dim = 768
+  state = jax.eval_shape(
+    lambda: step.init_state(
+      make_objective(config, jnp.float32), optax.identity(), config
+    )
   )
-  backbone = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  # Published with HuBERT's head: final_proj and 500 label embeddings.
-  final_dim = 768 if size == "large" else 256
-  head = (config.encoder.hidden_size + 1) * final_dim + 500 * final_dim
-  assert (backbone + head) / 1e6 == pytest.approx(PARAMS[size], abs=0.05)
+  params = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+  published = PARAMS[size] if objective == "hubert" else WAV2VEC2_PARAMS[size]
+  assert params / 1e6 == pytest.approx(published, abs=0.06)
 
 
-@pytest.mark.parametrize("frontend", ["waveform", "logmel"])
-def test_forward_cost_equals_xla(frontend):
+@pytest.mark.parametrize(
+  ("frontend", "objective"),
+  [
+    ("waveform", "hubert"),
+    ("logmel", "hubert"),
+    ("logmel", "tera"),
+    ("logmel", "wav2vec2"),
+  ],
+)
+def test_forward_cost_equals_xla(frontend, objective):
   config = sized("30")
   config.frontend.name = frontend
-  objective = make_objective(config, jnp.float32)
-  inputs = {
-    "waveform": jnp.zeros((1, 80_000)),
-    "length": jnp.array([80_000]),
-    "rows": jnp.zeros(1, jnp.int32),
-    "mask": jnp.zeros((1, 249), bool),
-    "frame_mask": jnp.ones((1, 249), bool),
-    "targets": jnp.zeros((1, 249, objective.head_size)),
-  }
-  params = jax.eval_shape(objective.init, jax.random.key(0), inputs, None)
+  config.objective.name = objective
+  model = make_objective(config, jnp.float32)
+  state = jax.eval_shape(
+    lambda: step.init_state(model, optax.identity(), config)
+  )
+  batch = step.abstract_batch(config, 1, 80_000)
+  inputs = jax.eval_shape(
+    lambda batch: step.prepare(model, config, batch, jax.random.key(0)), batch
+  )
   compiled = (
-    jax.jit(lambda params, inputs: objective.apply(params, inputs, None))
-    .lower(params, inputs)
+    jax.jit(
+      lambda params, inputs: model.apply({"params": params}, inputs, None, 0)
+    )
+    .lower(state["params"], inputs)
     .compile()
   )
-  ours = flops.forward_flops(config, 80_000, objective.head_size).total
+  ours = flops.forward_flops(config, 80_000, model.head_flops(80_000)).total
   assert compiled.cost_analysis()["flops"] == pytest.approx(ours, rel=0.05)
 
 

@@ -16,7 +16,7 @@ import pytest
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.objectives import tera
+from ssl_jax.objectives import make_objective
 from ssl_jax.training import loop, optimizer, step
 from ssl_jax.training.checkpoint import Checkpoints
 
@@ -99,7 +99,7 @@ def test_last_checkpoints_and_the_best_are_kept(finished):
 
 
 def abstract(config):
-  objective = tera.Objective(config, np.dtype("float32"))
+  objective = make_objective(config, np.dtype("float32"))
   adam = optimizer.make_optimizer(config)
   return jax.eval_shape(lambda: step.init_state(objective, adam, config))
 

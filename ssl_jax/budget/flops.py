@@ -68,15 +68,15 @@ class Forward:
 
 
 def forward_flops(
-  config: ConfigDict, num_samples: int, head_size: int, targets: int = 0
+  config: ConfigDict, num_samples: int, head: int, targets: int = 0
 ) -> Forward:
   """Counts one clip of `num_samples` samples.
 
   Args:
     config: of the run.
     num_samples: of the clip as computed, padding included.
-    head_size: outputs of the linear head on the last hidden state.
-    targets: FLOPs of the objective's targets for such a clip.
+    head: FLOPs of the objective's head for such a clip.
+    targets: FLOPs of its targets.
   """
   frames = num_frames(num_samples)
   width, ffn = config.encoder.hidden_size, config.encoder.ffn_size
@@ -100,7 +100,7 @@ def forward_flops(
     * (width // config.encoder.position_groups),
     attention=layers * (8 * frames * width**2 + 4 * frames**2 * width),
     ffn=layers * 4 * frames * width * ffn,
-    head=2 * frames * width * head_size,
+    head=head,
     targets=targets,
     stem_is_learned=config.frontend.name == "waveform",
   )
@@ -110,7 +110,8 @@ def matched_updates(config: ConfigDict, slim: ConfigDict) -> int:
   """Updates of `config` that cost as much as the full budget of Slim."""
 
   def cost(c: ConfigDict) -> int:
-    return forward_flops(c, REFERENCE_CROP, _HUBERT_HEAD).total
+    head = num_frames(REFERENCE_CROP) * 2 * c.encoder.hidden_size * _HUBERT_HEAD
+    return forward_flops(c, REFERENCE_CROP, head).total
 
   return round(_SLIM_UPDATES * cost(slim) / cost(config))
 

@@ -7,12 +7,15 @@ never what an update sees.
 import functools
 import logging
 import math
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 from absl import flags
 
+from ssl_jax import FRAME_HOP, num_frames
 from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.data.labels import NO_LABEL, LabelSet
 from ssl_jax.data.plan import BatchPlan, Rows
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
@@ -24,6 +27,7 @@ def load_batch(
   row_multiple: int = 1,
   process_index: int = 0,
   process_count: int = 1,
+  labels: Sequence[LabelSet] = (),
 ) -> dict[str, np.ndarray]:
   """Reads one process's share of a global batch of B rows.
 
@@ -36,14 +40,15 @@ def load_batch(
     waveform: int16 [B / process_count, S], zeros after the clip's end.
     length: int32 [B / process_count] real samples of each row.
     record: int64 [B / process_count] index in the source; -1 where length is 0.
+    labels: uint16 [B / process_count, T, L] of the L sets of the source's
+      labels, NO_LABEL where there is no frame; left out where L is 0.
 
   Raises:
     ValueError: the rows cannot be shared equally.
     UserError: several clips of the batch, and none of them readable.
   """
-  return _report(
-    source, _load(source, rows, row_multiple, process_index, process_count)
-  )
+  share = row_multiple, process_index, process_count
+  return _report(source, _load(source, rows, *share, labels))
 
 
 def make_iterator(
@@ -55,6 +60,7 @@ def make_iterator(
   row_multiple: int = 1,
   process_index: int = 0,
   process_count: int = 1,
+  labels: Sequence[LabelSet] = (),
   num_threads: int,
   num_workers: int,
   prefetch: int,
@@ -66,9 +72,10 @@ def make_iterator(
     plan: of the batches.
     start_update: first update, from 0.
     num_updates: after which the iterator ends.
-    row_multiple: as of `load_batch`, like the next two.
+    row_multiple: as of `load_batch`, like the next three.
     process_index: of this process.
     process_count: of the run.
+    labels: of the source.
     num_threads: batches read at once (in each worker).
     num_workers: processes beside this one; 0: threads only. Batches come
       through shared memory (/dev/shm).
@@ -81,7 +88,8 @@ def make_iterator(
 
   def load(update: int) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
     rows = plan.batch(int(update))
-    return _load(source, rows, row_multiple, process_index, process_count)
+    share = row_multiple, process_index, process_count
+    return _load(source, rows, *share, labels)
 
   updates = grain.MapDataset.range(start_update, start_update + num_updates)
   options = grain.ReadOptions(min(num_threads, prefetch), prefetch)
@@ -100,6 +108,7 @@ def _load(
   row_multiple: int,
   process_index: int,
   process_count: int,
+  labels: Sequence[LabelSet],
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
   """The batch, and (id, reason) of the clips that could not be read."""
   total = math.ceil(len(rows.clips) / row_multiple) * row_multiple
@@ -111,6 +120,9 @@ def _load(
     "length": np.zeros(share, np.int32),
     "record": np.full(share, -1, np.int64),
   }
+  if labels:
+    shape = share, num_frames(rows.bucket_length), len(labels)
+    batch["labels"] = np.full(shape, NO_LABEL, np.uint16)
   mine = slice(process_index * share, (process_index + 1) * share)
   damaged = []
   for row, clip in enumerate(rows.clips[mine].tolist()):
@@ -125,6 +137,10 @@ def _load(
     batch["waveform"][row, : len(audio)] = audio
     batch["length"][row] = len(audio)
     batch["record"][row] = clip
+    # Crops start on frames, so theirs are the clip's.
+    first, count = start // FRAME_HOP, num_frames(len(audio))
+    for i, label_set in enumerate(labels):
+      batch["labels"][row, :count, i] = label_set.read(clip, first, count)
   return batch, damaged
 
 

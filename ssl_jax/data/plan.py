@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import FRAME_HOP, SAMPLE_RATE
 
 # What a random draw is for; the numbers are part of every run's identity.
 _ORDER, _SCHEDULE, _CROP = 1, 2, 3
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     bucket_length: samples each row is padded to.
     clips: int64 [B] index in the source, -1 for an empty row.
     epochs: int64 [B] how often the clip was drawn before.
-    starts: int64 [B] first sample of the crop.
+    starts: int64 [B] first sample of the crop, a multiple of FRAME_HOP.
   """
 
   bucket_length: int
@@ -233,9 +233,13 @@ def _permutation(
 def _crop_starts(
   seed: int, epochs: np.ndarray, clips: np.ndarray, room: np.ndarray
 ) -> np.ndarray:
-  """Int64 [B] in [0, room], each a function of (seed, epoch, clip)."""
+  """Int64 [B] in [0, room], each a function of (seed, epoch, clip).
+
+  They are multiples of FRAME_HOP, so that the frames of a crop are frames of
+  the clip, and what is stored for these is good for those.
+  """
   starts = np.zeros(len(clips), np.int64)
   for row in np.flatnonzero(room > 0):
     bits = _random(seed, _CROP, int(epochs[row]), int(clips[row])).random_raw()
-    starts[row] = bits % (int(room[row]) + 1)
+    starts[row] = bits % (int(room[row]) // FRAME_HOP + 1) * FRAME_HOP
   return starts

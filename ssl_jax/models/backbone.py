@@ -3,6 +3,7 @@
 frontend -> (norm) -> projection -> mask -> encoder.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,10 +21,12 @@ class Encoded(NamedTuple):
 
   hidden: [B, T, D], or [L + 1, B, T, D] when all states were asked for.
   features: [B, T, C] the frontend's output, before its norm.
+  normed: [B, T, C] the same after it: what is projected and masked.
   """
 
   hidden: jax.Array
   features: jax.Array
+  normed: jax.Array
 
 
 class Backbone(nn.Module):
@@ -35,6 +38,8 @@ class Backbone(nn.Module):
     key: of the dropouts and layerdrop; None turns them off.
     rows: int32 [B], what tells the clips' random draws apart.
     all_states: return every layer's input and the last state.
+    alter: a function of the normed features [B, T, C] applied on their way to
+      the projection.
   """
 
   config: ConfigDict
@@ -49,6 +54,7 @@ class Backbone(nn.Module):
     key: jax.Array | None = None,
     rows: jax.Array | None = None,
     all_states: bool = False,
+    alter: Callable[[jax.Array], jax.Array] = lambda normed: normed,
   ) -> Encoded:
     config = self.config
     rows = jnp.arange(waveform.shape[0]) if rows is None else rows
@@ -59,18 +65,18 @@ class Backbone(nn.Module):
         config.frontend.norm, self.dtype, name="stem"
       )(waveform, length)
       features = frontend.scale_gradient(features, config.frontend.grad_mult)
-      x = frontend.layer_norm(self.dtype, "feature_norm")(features)
+      normed = frontend.layer_norm(self.dtype, "feature_norm")(features)
     else:
       features = frontend.log_mel_frames(
         waveform, length, config.frontend.num_mel_bins
       )
-      x = features
+      normed = features
     x = nn.Dense(
       config.encoder.hidden_size,
       dtype=self.dtype,
       kernel_init=frontend.torch_linear_init,
       name="projection",
-    )(x)  # [B, T, D]
+    )(alter(normed))  # [B, T, D]
     if key is not None:
       keys = row_keys(jax.random.fold_in(key, 0), rows)
       x = dropout(x, config.encoder.input_dropout, keys, 0)
@@ -83,7 +89,7 @@ class Backbone(nn.Module):
     hidden = Transformer(config.encoder, self.dtype, name="encoder")(
       x, frame_mask(length, x.shape[1]), key, rows, all_states
     )
-    return Encoded(hidden, features)
+    return Encoded(hidden, features, normed)
 
 
 def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:

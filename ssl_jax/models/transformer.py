@@ -149,7 +149,7 @@ class Transformer(nn.Module):
       x: jax.Array, params: Any, index: jax.Array | int, keep: jax.Array
     ) -> jax.Array:
       def run(x: jax.Array) -> jax.Array:
-        layer_keys = None if keys is None else _fold_all(keys, index)
+        layer_keys = None if keys is None else fold_in_all(keys, index)
         return layer.apply({"params": params}, x, frame_mask, layer_keys)
 
       if keys is None or config.layerdrop == 0:
@@ -176,7 +176,8 @@ def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
-def _fold_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+  """The same number folded into each of keys [B]."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 

@@ -2,27 +2,50 @@
 
 Each file has a class `Objective(config, dtype)`, a Linen module with
 
-  targets(waveform [B, S], length [B]) -> any pytree of [B, T, ...]: computed
-    once a clip, without parameters or gradients;
-  counts(mask [B, T], frame_mask [B, T]) -> {term: count}, over the clips given;
-  __call__(inputs, key) -> {term: total}, with the same keys: sums over clips,
-    so that totals of parts of a batch add up, and one division by the counts of
-    the whole batch makes the mean whatever the split;
-  weights: {term: factor in the loss}; terms without a factor are only reported;
-  head_size and target_flops(num_samples), for the FLOP counter.
+  targets(inputs, keys [B]) -> any pytree of [B, T, ...]: computed once on the
+    whole batch, without parameters or gradients; keys are for random targets;
+  counts(inputs) -> {term: count};
+  __call__(inputs, key, update) -> {term: total}, with the same keys: sums over
+    clips (scalars or arrays), so that totals of parts of a batch add up, and
+    one division by the counts of the whole batch makes the mean whatever the
+    split; `key` None: no dropout or other noise;
+  values(means) -> {name: scalar}: everything reported, from the means of a
+    batch or of many; has `main` (how well it predicts, lower is better) and
+    `chance` (the same for a guess that does not look at the clip);
+  weights: {name: factor in the loss}, of names in `values`; the others are only
+    reported;
+  symptoms(values) -> {name: message}: what is wrong, and what to change;
+  schedules(update) -> {name: value} to report;
+  head_flops(num_samples), target_flops(num_samples), of one clip.
 
-`inputs` holds waveform, length, rows, mask, frame_mask and targets.
+`inputs` holds waveform [B, S], length [B] samples, rows [B], mask and
+frame_mask bool [B, T], stored labels [B, T, sets] where the config names some,
+and, in counts and __call__, targets. `update` counts from 0.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssl_jax.objectives import tera
+from ssl_jax.objectives import hubert, tera, wav2vec2
 
-OBJECTIVES = {"tera": tera.Objective}
+OBJECTIVES = {
+  "hubert": hubert.Objective,
+  "tera": tera.Objective,
+  "wav2vec2": wav2vec2.Objective,
+}
 
 
-def make_objective(config: ConfigDict, dtype: jnp.dtype) -> nn.Module:
-  """The objective `config.objective.name`, with the backbone inside."""
-  return OBJECTIVES[config.objective.name](config, dtype)
+def make_objective(
+  config: ConfigDict, dtype: jnp.dtype, codebooks: tuple[np.ndarray, ...] = ()
+) -> nn.Module:
+  """The objective `config.objective.name`, with the backbone inside.
+
+  Args:
+    config: of the run.
+    dtype: of the backbone's computation.
+    codebooks: [K, 39] of each "mfcc" label set; () where only shapes matter.
+  """
+  make = OBJECTIVES[config.objective.name]
+  return make(config, dtype, codebooks) if codebooks else make(config, dtype)

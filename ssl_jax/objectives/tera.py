@@ -3,6 +3,10 @@
 Targets are Kaldi MFCC with deltas and delta-deltas (39 dimensions, 10 ms), two
 frames stacked (78 dimensions, 20 ms); the loss is the mean absolute error over
 masked frames, plus the penalty on the stem's output (paper.md, "TERA").
+
+Options are the alterations of the original (Liu, Li & Lee 2021, section III):
+in time, the masked frames of some clips are swapped for other frames of the
+clip or kept; in channel, a block of the input's channels is zeroed.
 """
 
 import jax
@@ -13,9 +17,11 @@ from ml_collections import ConfigDict
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.frontend import torch_linear_init
+from ssl_jax.models.transformer import row_keys
+from ssl_jax.objectives import terms
 from ssl_jax.signal import fbank
 
-_NUM_CEPS, _NUM_MEL_BINS = 13, 23  # Kaldi's defaults.
+_TARGET_SIZE = 2 * 3 * 13
 
 
 class Objective(nn.Module):
@@ -24,46 +30,114 @@ class Objective(nn.Module):
   config: ConfigDict
   dtype: jnp.dtype
 
-  head_size = 2 * 3 * _NUM_CEPS
+  main = "l1"
 
   @property
   def weights(self) -> dict[str, float]:
-    weights = {"l1": 1.0}
-    if self.config.frontend.name == "waveform":
-      weights["feature_penalty"] = self.config.objective.feature_penalty
-    return weights
+    return {"l1": 1.0} | terms.penalty_weight(self.config)
 
-  def targets(self, waveform: jax.Array, length: jax.Array) -> jax.Array:
-    """[B, S], [B] -> [B, T, 78], from the clean waveform."""
+  def targets(self, inputs: dict, keys: jax.Array) -> dict[str, jax.Array]:
+    """-> frames [B, T, 78] of the clean waveform, and the batch's mean one."""
+    del keys
+    waveform, length = inputs["waveform"], inputs["length"]
     count = fbank.num_fbank_frames(length)
-    ceps = fbank.mfcc(waveform, _NUM_CEPS, _NUM_MEL_BINS)
-    frames = fbank.add_deltas(ceps, count)
-    return fbank.stack_pairs(frames, count, num_frames(waveform.shape[1]))
+    frames = fbank.stack_pairs(
+      fbank.mfcc_with_deltas(waveform, length),
+      count,
+      num_frames(waveform.shape[1]),
+    )
+    mean = terms.total(frames, inputs["mask"])
+    mean /= jnp.maximum(1, inputs["mask"].sum())
+    return {"frames": frames, "guess": jnp.broadcast_to(mean, frames.shape)}
 
-  def counts(self, mask: jax.Array, frame_mask: jax.Array) -> dict:
-    return {"l1": mask.sum(), "feature_penalty": frame_mask.sum()}
+  def counts(self, inputs: dict) -> dict:
+    masked = inputs["mask"].sum()
+    penalty = inputs["frame_mask"].sum()
+    return {"l1": masked, "chance": masked, "feature_penalty": penalty}
 
   @nn.compact
-  def __call__(self, inputs: dict, key: jax.Array | None) -> dict:
-    hidden, features = Backbone(self.config, self.dtype, name="backbone")(
-      inputs["waveform"], inputs["length"], inputs["mask"], key, inputs["rows"]
+  def __call__(
+    self, inputs: dict, key: jax.Array | None, update: jax.Array
+  ) -> dict:
+    del update
+    mask, alter = inputs["mask"], lambda normed: normed
+    if key is not None:
+      keys = row_keys(jax.random.fold_in(key, 2), inputs["rows"])
+      mask, alter = _alteration(self.config.tera, inputs, keys)
+    encoded = Backbone(self.config, self.dtype, name="backbone")(
+      inputs["waveform"],
+      inputs["length"],
+      mask,
+      key,
+      inputs["rows"],
+      alter=alter,
     )
     predicted = nn.Dense(
-      self.head_size,
+      _TARGET_SIZE,
       dtype=jnp.float32,
       kernel_init=torch_linear_init,
       name="head",
-    )(hidden)  # [B, T, 78]
-    error = jnp.abs(predicted - inputs["targets"]).mean(axis=-1)
-    penalty = jnp.square(features.astype(jnp.float32)).mean(axis=-1)
+    )(encoded.hidden)  # [B, T, 78]
+    frames, guess = inputs["targets"]["frames"], inputs["targets"]["guess"]
     return {
-      "l1": jnp.where(inputs["mask"], error, 0).sum(),
-      "feature_penalty": jnp.where(inputs["frame_mask"], penalty, 0).sum(),
+      "l1": terms.total(
+        jnp.abs(predicted - frames).mean(axis=-1), inputs["mask"]
+      ),
+      "chance": terms.total(
+        jnp.abs(guess - frames).mean(axis=-1), inputs["mask"]
+      ),
+      "feature_penalty": terms.feature_penalty(encoded, inputs["frame_mask"]),
     }
 
-  @staticmethod
-  def target_flops(num_samples: int) -> int:
-    """FLOPs of one clip's targets: spectrum, mel bins and DCT."""
-    frames = fbank.num_fbank_frames(num_samples)
-    dct = 2 * frames * _NUM_MEL_BINS * _NUM_CEPS
-    return fbank.spectrum_flops(num_samples, _NUM_MEL_BINS) + dct
+  def values(self, means: dict) -> dict:
+    return means
+
+  def symptoms(self, values: dict) -> dict[str, str]:
+    del values
+    return {}
+
+  def schedules(self, update: int) -> dict[str, float]:
+    del update
+    return {}
+
+  def head_flops(self, num_samples: int) -> int:
+    width = self.config.encoder.hidden_size
+    return 2 * num_frames(num_samples) * width * _TARGET_SIZE
+
+  def target_flops(self, num_samples: int) -> int:
+    return fbank.mfcc_flops(num_samples)
+
+
+def _alteration(config: ConfigDict, inputs: dict, keys: jax.Array) -> tuple:
+  """The frames to replace by the mask vector, and what to do to the input.
+
+  Args:
+    config: of the options, config.tera.
+    inputs: of the objective.
+    keys: [B].
+
+  Returns:
+    bool [B, T], and a function of the normed features [B, T, C].
+  """
+  mask, frames = inputs["mask"], inputs["frame_mask"].sum(axis=1)
+  draws = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)  # [B, 4]
+  kind, offset, size, place = jnp.moveaxis(draws, -1, 0)
+  swapped = kind < config.time_swap
+  kept = ~swapped & (kind < config.time_swap + config.time_keep)
+
+  def alter(normed: jax.Array) -> jax.Array:
+    time, channel = jnp.arange(normed.shape[1]), jnp.arange(normed.shape[2])
+    # Other frames of the clip in runs as long as the masked spans.
+    shift = 1 + jnp.floor(offset * (frames - 1)).astype(jnp.int32)
+    other = (time + shift[:, None]) % jnp.maximum(1, frames)[:, None]
+    others = jnp.take_along_axis(normed, other[..., None], axis=1)
+    swap = mask & swapped[:, None]
+    normed = jnp.where(swap[..., None], others, normed)
+    width = jnp.floor(size * (config.channel_alteration * channel.size + 1))
+    first = jnp.floor(place * (channel.size - width + 1))
+    zeroed = (channel >= first[:, None]) & (channel < (first + width)[:, None])
+    return jnp.where(zeroed[:, None], 0, normed)
+
+  if not (config.time_swap or config.channel_alteration):
+    alter = lambda normed: normed  # noqa: E731
+  return mask & ~(swapped | kept)[:, None], alter

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _SAMPLE_RATE = 16_000  # Hz
-_WINDOW, _HOP = 400, 160  # Samples: 25 ms and 10 ms.
+HOP = 160  # Samples: 10 ms.
+_WINDOW = 400  # Samples: 25 ms.
 _CHUNK = 80  # Samples: the largest length that divides both.
 _FFT = 512  # Samples: the window, padded to a power of two.
 # Frequencies kept, of FFT / 2 + 1: the last one, 8000 Hz, has no mel weight.
@@ -28,7 +29,7 @@ _LIFTER = 22.0
 
 def num_fbank_frames(num_samples: jax.Array | int) -> jax.Array | int:
   """Whole 25 ms windows, one every 10 ms. Any shape -> the same shape."""
-  frames = 1 + (num_samples - _WINDOW) // _HOP
+  frames = 1 + (num_samples - _WINDOW) // HOP
   return frames * (frames > 0)
 
 
@@ -80,6 +81,14 @@ def spectrum_flops(num_samples: int, num_mel_bins: int) -> int:
   return num_fbank_frames(num_samples) * per_frame
 
 
+def mfcc_flops(
+  num_samples: int, num_ceps: int = 13, num_mel_bins: int = 23
+) -> int:
+  """FLOPs of one clip's `mfcc`."""
+  cepstra = 2 * num_fbank_frames(num_samples) * num_mel_bins * num_ceps
+  return spectrum_flops(num_samples, num_mel_bins) + cepstra
+
+
 def add_deltas(features: jax.Array, num_valid: jax.Array) -> jax.Array:
   """Appends slopes, and slopes of slopes. [B, F, C], [B] -> [B, F, 3 C].
 
@@ -89,6 +98,11 @@ def add_deltas(features: jax.Array, num_valid: jax.Array) -> jax.Array:
   """
   deltas = _delta(features, num_valid)
   return jnp.concatenate([features, deltas, _delta(deltas, num_valid)], axis=-1)
+
+
+def mfcc_with_deltas(waveform: jax.Array, length: jax.Array) -> jax.Array:
+  """MFCC, slopes, slopes of slopes. [B, S], [B] -> [B, F, 39]."""
+  return add_deltas(mfcc(waveform), num_fbank_frames(length))
 
 
 def stack_pairs(

@@ -1,6 +1,7 @@
 """A run, from config to checkpoint, in reading order."""
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -19,15 +20,19 @@ from ssl_jax.budget import flops as flops_lib
 from ssl_jax.budget import report
 from ssl_jax.data import open_source
 from ssl_jax.data.batches import load_batch, make_iterator
+from ssl_jax.data.labels import LabelSet, codebook_id, open_labels
 from ssl_jax.data.plan import BatchPlan, valid_batches
+from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
+from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.objectives import make_objective
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import metrics as metrics_lib
 from ssl_jax.training import sharding
 from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
+from ssl_jax.training.alarms import Alarms
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -51,6 +56,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   # Data
   train_source = open_source(config.data, "train")
   valid_source = open_source(config.data, "valid")
+  train_labels = _open_labels(config, "train", train_source)
+  valid_labels = _open_labels(config, "valid", valid_source)
   buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
   plan = BatchPlan(
     train_source.num_samples, buckets, config.batch.seconds, config.seed
@@ -63,13 +70,14 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
   init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
-  train_step = step_lib.make_train_step(objective, optimizer, config)
-  valid_step = step_lib.make_valid_step(objective, config)
 
   # Header
   clip_flops = {
     length: flops_lib.forward_flops(
-      config, length, objective.head_size, objective.target_flops(length)
+      config,
+      length,
+      objective.head_flops(length),
+      objective.target_flops(length),
     ).training
     for _, length in plan.shapes
   }
@@ -99,28 +107,44 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     }
   started -= spent["wall_seconds"]
 
+  # What is fitted to the audio before training
+  codebooks = mfcc_codebooks(config, workdir, train_source, by_row)
+  workdir_lib.claim_codebooks(
+    workdir,
+    [codebook_id(codebook) for codebook in codebooks]
+    + [label_set.header["codebook"] for label_set in train_labels],
+  )
+  objective = make_objective(config, compute_dtype(config), codebooks)
+
   # Every shape is compiled before the first update; none afterwards.
   row_multiple = jax.device_count() * config.batch.microbatches
   train_step = jax.jit(
-    train_step,
+    step_lib.make_train_step(objective, optimizer, config),
     in_shardings=(replicated, by_row),
     out_shardings=replicated,
     donate_argnums=0,
   )
   train_steps = sharding.compile_shapes(
-    train_step, abstract_state, plan.shapes, row_multiple, by_row
+    train_step,
+    abstract_state,
+    functools.partial(step_lib.abstract_batch, config),
+    plan.shapes,
+    row_multiple,
+    by_row,
   )
   valid_step = jax.jit(
-    valid_step, in_shardings=(replicated, by_row), out_shardings=replicated
+    step_lib.make_valid_step(objective, config),
+    in_shardings=(replicated, by_row),
+    out_shardings=replicated,
   )
 
   def evaluate(params: Any) -> dict[str, float]:
     sums = None
     for rows in valid_plan:
-      batch = load_batch(valid_source, rows, row_multiple)
+      batch = load_batch(valid_source, rows, row_multiple, labels=valid_labels)
       new = valid_step(params, sharding.put(batch, batch["record"], by_row))
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-    return step_lib.divide(objective.weights, jax.device_get(sums))
+    return step_lib.report(objective, jax.device_get(sums))
 
   # Train loop
   updates = config.budget.updates
@@ -138,6 +162,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       update,
       updates - update,
       row_multiple=row_multiple,
+      labels=train_labels,
       **config.loader,
     )
     stack.callback(batches.close)
@@ -147,6 +172,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       writer.write(0, "valid", values)
       progress.print(f"update 0: valid loss {values['loss']:.4f}")
     meter = metrics_lib.Meter(spent)
+    alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
 
     while update < updates:
       with meter.waiting():
@@ -173,19 +199,26 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         _finite_loss(*previous, schedule, checkpoints)
       if log_due:
         sums = jax.device_get(state["sums"])
-        values = step_lib.divide(objective.weights, sums) | {
+        values = step_lib.report(objective, sums) | {
           "learning_rate": float(schedule(update - 1)),
           "epoch": update / plan.updates_per_epoch,
           "flops": spent["flops"],
           "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
         }
+        values |= objective.schedules(update - 1)
         writer.write(update, "train", values | meter.read())
+        found = alarms.check(update, values)
+        for name, text in found.items():
+          writer.alarm(update, name, text)
+          progress.print(f"warning: update {update}: {text}")
         zeros = jax.tree.map(np.zeros_like, sums)
         state = state | {"sums": jax.device_put(zeros, replicated)}
         progress.show(
           update, values["loss"], meter.speed(), spent["flops"], line=True
         )
         meter.restart()
+        if found and config.log.stop_on_alarm:
+          raise UserError(f"update {update}: {'; '.join(found.values())}")
       with meter.paused():
         valid_loss = None
         if eval_due:
@@ -199,11 +232,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
 
   # Report
   spent["wall_seconds"] = time.monotonic() - started
-  valid = [
-    line["loss"]
-    for line in read_jsonl(workdir / "metrics.jsonl")
-    if line["split"] == "valid"
-  ]
+  lines = read_jsonl(workdir / "metrics.jsonl")
+  valid = [line["loss"] for line in lines if line["split"] == "valid"]
   peak = flops_lib.peak_flops_per_second(header["device_kind"])
   result = {
     "workdir": str(workdir),
@@ -214,6 +244,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "first_valid_loss": valid[0],
     "valid_loss": valid[-1],
     "best_valid_loss": min(valid),
+    "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
     "wall_seconds": spent["wall_seconds"],
     "train_seconds": spent["train_seconds"],
     "mfu": peak
@@ -231,6 +262,25 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
     on_cpu = jax.default_backend() == "cpu"
     return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
   return jnp.dtype(config.compute_dtype)
+
+
+def _open_labels(
+  config: ConfigDict, split: str, source: Source
+) -> list[LabelSet]:
+  """The stored label sets of a source, checked against it."""
+  if config.objective.name != "hubert":
+    return []
+  if "" in config_lib.label_sets(config):
+    raise UserError(
+      "config.hubert.labels is empty: give the folder of labels that `python "
+      "-m ssl_jax.label` made, or train iteration 1 (labels=mfcc) first"
+    )
+  sets = zip(config_lib.label_sets(config), config.hubert.clusters)
+  return [
+    open_labels(Path(name), split, source, clusters)
+    for name, clusters in sets
+    if name != "mfcc"
+  ]
 
 
 def _finite_loss(

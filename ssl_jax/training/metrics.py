@@ -41,6 +41,12 @@ class MetricsWriter:
     for name, value in values.items():
       self._events.add_scalar(f"{split}/{name}", value, update)
 
+  def alarm(self, update: int, name: str, text: str) -> None:
+    """Writes a line of split "alarm"."""
+    line = {"update": update, "split": "alarm", "name": name, "text": text}
+    self._file.write(json.dumps(line) + "\n")
+    self._events.add_text(f"alarm/{name}", text, update)
+
   def close(self) -> None:
     """Flushes both."""
     self._file.close()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -27,22 +26,21 @@ def over_devices() -> tuple[Sharding, Sharding]:
 def compile_shapes(
   step: Callable,
   abstract_state: Any,
+  abstract_batch: Callable[[int, int], dict],
   shapes: Sequence[tuple[int, int]],
   row_multiple: int,
   by_row: Sharding,
 ) -> dict[int, Callable]:
-  """Compiles a step for each (rows, length in samples), keyed by length."""
+  """Compiles a step for each (rows, length in samples), keyed by length.
+
+  `abstract_batch(rows, length)` gives the shapes and types of its batch.
+  """
   compiled = {}
   for rows, length in shapes:
     rows = -(-rows // row_multiple) * row_multiple
-    batch = {
-      "waveform": jax.ShapeDtypeStruct((rows, length), jnp.int16),
-      "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
-      "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
     before = time.monotonic()
     compiled[length] = step.lower(
-      abstract_state, abstract(batch, by_row)
+      abstract_state, abstract(abstract_batch(rows, length), by_row)
     ).compile()
     _log.info(
       "compiled %d of %d shapes: %d x %.4g s, in %.1f s",
@@ -57,11 +55,9 @@ def compile_shapes(
 
 def put(batch: dict, rows: np.ndarray, by_row: Sharding) -> dict:
   """Sends a batch to the devices; rows [B] tell its random draws apart."""
-  batch = {
-    "waveform": batch["waveform"],
-    "length": batch["length"],
-    "rows": np.maximum(rows, 0).astype(np.int32),
-  }
+  batch = dict(batch)
+  del batch["record"]
+  batch["rows"] = np.maximum(rows, 0).astype(np.int32)
   return jax.device_put(batch, by_row)
 
 

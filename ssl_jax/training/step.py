@@ -1,8 +1,9 @@
 """The jitted functions: one training update, one validation batch.
 
 A batch on the device is {waveform int16 [B, S], length int32 [B], rows int32
-[B]}. Every random draw is a function of (seed, update, row), so neither the
-number of devices nor of microbatches changes it.
+[B]}, with labels uint16 [B, T, sets] where the config names stored ones. Every
+random draw is a function of (seed, update, row), so neither the number of
+devices nor of microbatches changes it.
 """
 
 from collections.abc import Callable
@@ -15,17 +16,33 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
+from ssl_jax.config import stored_label_sets
 from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.transformer import row_keys
 from ssl_jax.signal import spans
 
 # Purposes of the keys drawn from the seed.
 _INIT, _TRAIN, _VALID = range(3)
-_MASK, _DROPOUT = range(2)
+_MASK, _DROPOUT, _TARGETS = range(3)
 # Validation masks are the same in every run, whatever its seed.
 _VALID_SEED = 0
+# What is summed beside the objective's terms.
+_OWN = ("loss", "grad_norm", "param_norm")
 
 State = dict[str, Any]  # params, opt_state, update int32, sums
+
+
+def abstract_batch(config: ConfigDict, rows: int, length: int) -> dict:
+  """Shapes and types of a batch of `rows` clips of `length` samples."""
+  batch = {
+    "waveform": jax.ShapeDtypeStruct((rows, length), jnp.int16),
+    "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
+  }
+  if sets := len(stored_label_sets(config)):
+    shape = (rows, num_frames(length), sets)
+    batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.uint16)
+  return batch
 
 
 def init_state(
@@ -34,15 +51,13 @@ def init_state(
   config: ConfigDict,
 ) -> State:
   """Fresh parameters and optimizer state; jittable."""
-  batch = {
-    "waveform": jnp.zeros((1, 3200), jnp.int16),
-    "length": jnp.full(1, 3200, jnp.int32),
-    "rows": jnp.zeros(1, jnp.int32),
-  }
+  batch = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch(config, 1, 3200)
+  )
   key = _key(config.seed, _INIT)
   inputs = prepare(objective, config, batch, key)
-  params = objective.init(key, inputs, None)["params"]
-  counts = objective.counts(inputs["mask"], inputs["frame_mask"])
+  totals, params = objective.init_with_output(key, inputs, None, 0)
+  params = params["params"]
   return {
     "params": params,
     "opt_state": optimizer.init(params),
@@ -50,8 +65,8 @@ def init_state(
     # Of the updates since the last line of metrics, so that a run resumed
     # between two lines writes the same second one.
     "sums": {
-      name: jnp.zeros(2)
-      for name in ("loss", "grad_norm", "param_norm", *counts)
+      name: (jnp.zeros(total.shape), jnp.zeros(()))
+      for name, total in (totals | dict.fromkeys(_OWN, jnp.zeros(()))).items()
     },
   }
 
@@ -74,14 +89,9 @@ def prepare(
     config.masking.mask_length,
     config.masking.min_masks,
   )
-  return {
-    "waveform": waveform,
-    "length": batch["length"],
-    "rows": batch["rows"],
-    "mask": mask,
-    "frame_mask": real,
-    "targets": objective.targets(waveform, batch["length"]),
-  }
+  inputs = batch | {"waveform": waveform, "mask": mask, "frame_mask": real}
+  keys = row_keys(jax.random.fold_in(key, _TARGETS), batch["rows"])
+  return inputs | {"targets": objective.targets(inputs, keys)}
 
 
 def make_train_step(
@@ -94,17 +104,21 @@ def make_train_step(
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
     key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
     inputs = prepare(objective, config, batch, key)
-    counts = _floats(objective.counts(inputs["mask"], inputs["frame_mask"]))
+    counts = _floats(objective.counts(inputs))
     key = jax.random.fold_in(key, _DROPOUT)
 
-    def loss_fn(params: Any, inputs: dict) -> tuple[jax.Array, dict]:
-      totals = objective.apply({"params": params}, inputs, key)
-      return _loss(objective.weights, totals, counts), totals
+    def totals_of(params: Any, part: dict) -> dict:
+      return objective.apply({"params": params}, part, key, state["update"])
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    parts = _split(inputs, config.batch.microbatches)
-    (loss, totals), grads = _sum_over(
-      lambda part: gradient(state["params"], part), parts
+    def loss_of(totals: dict) -> jax.Array:
+      values = objective.values(_means(totals, counts))
+      return sum(w * values[name] for name, w in objective.weights.items())
+
+    loss, grads, totals = _gradient(
+      totals_of,
+      loss_of,
+      state["params"],
+      _split(inputs, config.batch.microbatches),
     )
     updates, opt_state = optimizer.update(
       grads, state["opt_state"], state["params"]
@@ -115,17 +129,13 @@ def make_train_step(
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(params),
     }
-    new = {name: (value, 1.0) for name, value in current.items()}
+    new = {name: (current[name], jnp.ones(())) for name in _OWN}
     new |= {name: (totals[name], counts[name]) for name in counts}
-    sums = {
-      name: state["sums"][name] + jnp.stack(_floats(pair))
-      for name, pair in new.items()
-    }
     return {
       "params": params,
       "opt_state": opt_state,
       "update": state["update"] + 1,
-      "sums": sums,
+      "sums": jax.tree.map(jnp.add, state["sums"], new),
     }, current
 
   return train_step
@@ -134,7 +144,7 @@ def make_train_step(
 def make_valid_step(
   objective: nn.Module, config: ConfigDict
 ) -> Callable[[Any, dict], dict]:
-  """Returns `step(params, batch) -> {term: [total, count]}`, without dropout.
+  """Returns `step(params, batch) -> {term: (total, count)}`, without dropout.
 
   `rows` of a validation batch identify the clips, so that a clip keeps its
   mask in whatever batch it stands.
@@ -142,27 +152,63 @@ def make_valid_step(
 
   def valid_step(params: Any, batch: dict) -> dict:
     inputs = prepare(objective, config, batch, _key(_VALID_SEED, _VALID))
-    counts = _floats(objective.counts(inputs["mask"], inputs["frame_mask"]))
-    totals = objective.apply({"params": params}, inputs, None)
-    return {n: jnp.stack([totals[n], counts[n]]) for n in counts}
+    counts = _floats(objective.counts(inputs))
+    totals = objective.apply({"params": params}, inputs, None, 0)
+    return {name: (totals[name], counts[name]) for name in counts}
 
   return valid_step
 
 
-def divide(weights: dict[str, float], sums: dict[str, Any]) -> dict[str, float]:
-  """Divides totals by counts, once; adds `loss` where it was not summed."""
-  values = {n: float(s[0]) / max(1.0, float(s[1])) for n, s in sums.items()}
-  if "loss" not in values:
-    values["loss"] = sum(w * values[name] for name, w in weights.items())
-  return values
+def report(objective: nn.Module, sums: dict) -> dict[str, float]:
+  """What is logged of sums {term: (total, count)}: `loss`, `main` and all else.
+
+  The loss is the mean over updates where it was summed, else that of the means.
+  """
+  sums = dict(sums)
+  own = {name: sums.pop(name) for name in _OWN if name in sums}
+  totals = {name: total for name, (total, _) in sums.items()}
+  counts = {name: count for name, (_, count) in sums.items()}
+  values = objective.values(_means(totals, counts))
+  loss = sum(w * values[name] for name, w in objective.weights.items())
+  values = {"loss": loss} | {n: t / c for n, (t, c) in own.items()} | values
+  return {name: float(value) for name, value in values.items()}
 
 
-def _loss(weights: dict, totals: dict, counts: dict) -> jax.Array:
-  # The floor: a batch without a single masked frame has loss 0, not NaN.
-  return sum(
-    weight * totals[name] / jnp.maximum(1.0, counts[name])
-    for name, weight in weights.items()
+def _gradient(
+  totals_of: Callable[[Any, dict], dict],
+  loss_of: Callable[[dict], jax.Array],
+  params: Any,
+  parts: dict,
+) -> tuple[jax.Array, Any, dict]:
+  """Loss of the parts' summed totals, its gradient, and the totals.
+
+  The gradient is the sum of each part's, weighted by how the loss depends on
+  the totals of all parts. Where it does so linearly the weights are known
+  before the totals; else the totals are summed first, without gradients (XLA
+  leaves out what no weight depends on).
+  """
+  num_parts = jax.tree.leaves(parts)[0].shape[0]
+  if num_parts == 1:
+    part = jax.tree.map(lambda x: x[0], parts)
+    totals, transpose = jax.vjp(lambda p: totals_of(p, part), params)
+    loss, weights = jax.value_and_grad(loss_of)(totals)
+    return loss, transpose(weights)[0], totals
+  totals = _sum_over(lambda part: totals_of(params, part), parts)
+  weights = jax.grad(loss_of)(totals)
+
+  def weighted(params: Any, part: dict) -> tuple[jax.Array, dict]:
+    totals = totals_of(params, part)
+    return sum(jnp.vdot(weights[n], totals[n]) for n in totals), totals
+
+  grads, totals = _sum_over(
+    lambda part: jax.grad(weighted, has_aux=True)(params, part), parts
   )
+  return loss_of(totals), grads, totals
+
+
+def _means(totals: dict, counts: dict) -> dict:
+  # The floor: a batch without a single masked frame has loss 0, not NaN.
+  return {n: totals[n] / jnp.maximum(1.0, counts[n]) for n in counts}
 
 
 def _split(inputs: dict, parts: int) -> dict:
@@ -174,8 +220,6 @@ def _split(inputs: dict, parts: int) -> dict:
 
 def _sum_over(function: Callable[[dict], Any], parts: dict) -> Any:
   first = jax.tree.map(lambda x: x[0], parts)
-  if jax.tree.leaves(parts)[0].shape[0] == 1:
-    return function(first)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)
   )

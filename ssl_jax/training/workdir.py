@@ -34,6 +34,21 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     ) from error
 
 
+def claim_codebooks(workdir: Path, ids: list[str]) -> None:
+  """Notes the codebooks of a run's labels, or checks that they are the same.
+
+  Raises:
+    UserError: the labels were made anew since the run began.
+  """
+  path = workdir / "codebooks.json"
+  if path.exists() and json.loads(path.read_text()) != ids:
+    raise UserError(
+      f"--workdir={workdir} was begun with labels of other codebooks: bring "
+      "those labels back, or choose another workdir"
+    )
+  write_atomically(path, json.dumps(ids) + "\n")
+
+
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
   old = config_lib.flatten(ConfigDict(old))
   new = config_lib.flatten(ConfigDict(json.loads(config_lib.to_json(config))))

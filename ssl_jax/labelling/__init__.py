@@ -1,0 +1,1 @@
+"""Labels by k-means: codebooks, the labels they give, and their quality."""

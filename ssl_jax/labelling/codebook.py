@@ -1,0 +1,88 @@
+"""Codebooks: k-means on frames sampled from a source."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ssl_jax.config import label_sets
+from ssl_jax.data.labels import read_codebook, write_codebook
+from ssl_jax.data.source import Source
+from ssl_jax.errors import UserError
+from ssl_jax.labelling import frames as frames_lib
+from ssl_jax.signal import fbank, kmeans
+
+_log = logging.getLogger("ssl_jax")
+
+
+def mfcc_codebooks(
+  config: ConfigDict, workdir: Path, source: Source, by_row: Sharding
+) -> tuple[np.ndarray, ...]:
+  """The codebooks of a run's "mfcc" label sets, [K, 39] each.
+
+  Fitted on a sample of the training audio and saved in the workdir, unless they
+  are there already.
+
+  Raises:
+    UserError: too few frames, or a damaged file.
+  """
+  if config.objective.name != "hubert":
+    return ()
+  codebooks, frames = [], None
+  for name, clusters in zip(label_sets(config), config.hubert.clusters):
+    if name != "mfcc":
+      continue
+    folder = workdir / f"mfcc-{clusters}"
+    if (folder / "codebook.npy").exists():
+      codebooks.append(read_codebook(folder))
+      continue
+    if frames is None:
+      frames = frames_lib.sample(
+        config, source, frames_lib.mfcc, fbank.HOP, by_row
+      )
+    fitted = fit(config, frames, clusters, by_row)
+    write_codebook(folder, fitted.centroids)
+    codebooks.append(fitted.centroids)
+  return tuple(codebooks)
+
+
+def fit(
+  config: ConfigDict, frames: np.ndarray, clusters: int, by_row: Sharding
+) -> kmeans.Fit:
+  """k-means on frames [M, C], shared out over the devices.
+
+  Raises:
+    UserError: fewer frames than clusters, or not finite ones.
+  """
+  usable = len(frames) - len(frames) % jax.device_count()
+  restarts = config.kmeans.num_restarts
+  _log.info(
+    "%14s  k-means: %d clusters of %s frames of %d dimensions (%.2g GB)",
+    "codebook",
+    clusters,
+    f"{usable:,}",
+    frames.shape[1],
+    frames.nbytes / 1e9,
+  )
+  with tqdm(
+    total=restarts, desc="k-means", unit="restart", delay=1, disable=None
+  ) as bar:
+    try:
+      return kmeans.fit(
+        jax.device_put(frames[:usable], by_row),
+        clusters,
+        config.seed,
+        num_restarts=restarts,
+        batch_frames=config.kmeans.batch_frames,
+        max_iterations=config.kmeans.max_iterations,
+        on_restart=bar.update,
+      )
+    except ValueError as error:
+      raise UserError(
+        f"{clusters} clusters cannot be fitted ({error}): give more audio, or "
+        "ask for fewer"
+      ) from error

@@ -1,0 +1,176 @@
+"""HuBERT: predict the cluster of masked frames (Hsu et al. 2021; paper.md).
+
+A label set is k-means on MFCC, computed in the step from a small codebook
+(iteration 1), or labels of a trained encoder's hidden states, which come with
+the batch (iteration 2; `ssl_jax.label`). Several at once each get their own
+projection and embeddings; their losses add up.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from ssl_jax import config as config_lib
+from ssl_jax import num_frames
+from ssl_jax.models.backbone import Backbone
+from ssl_jax.models.frontend import torch_linear_init
+from ssl_jax.objectives import terms
+from ssl_jax.signal import fbank, kmeans
+
+
+class Objective(nn.Module):
+  """The contract is described in `ssl_jax.objectives`.
+
+  codebooks: [K, 39] of each "mfcc" label set, in their order; zeros stand in
+    where only shapes matter.
+  """
+
+  config: ConfigDict
+  dtype: jnp.dtype
+  codebooks: tuple[np.ndarray, ...] = ()
+
+  main = "cross_entropy"
+
+  @property
+  def weights(self) -> dict[str, float]:
+    weights = {"cross_entropy": 1.0} | terms.penalty_weight(self.config)
+    if self.config.hubert.unmasked_weight:
+      weights["unmasked_cross_entropy"] = self.config.hubert.unmasked_weight
+    return weights
+
+  def targets(self, inputs: dict, keys: jax.Array) -> jax.Array:
+    """-> int32 [B, T, sets], -1 where there is no label."""
+    del keys
+    waveform, length = inputs["waveform"], inputs["length"]
+    frames = num_frames(waveform.shape[1])
+    labels, stored, fitted = [], 0, 0
+    for name, clusters in self._sets():
+      if name == "mfcc":
+        codebook = np.zeros((clusters, 39), np.float32)
+        if self.codebooks:
+          codebook = self.codebooks[fitted]
+        # Of the two MFCC frames in 20 ms, the first, as published.
+        mfcc = fbank.mfcc_with_deltas(waveform, length)
+        every_second = mfcc[:, : 2 * frames : 2]
+        labels.append(kmeans.nearest(every_second, codebook))
+        fitted += 1
+      else:
+        label = inputs["labels"][..., stored].astype(jnp.int32)
+        labels.append(jnp.where(label < clusters, label, -1))
+        stored += 1
+    labels = jnp.stack(labels, axis=-1)
+    return jnp.where(inputs["frame_mask"][..., None], labels, -1)
+
+  def counts(self, inputs: dict) -> dict:
+    labelled = (inputs["targets"] >= 0).all(axis=-1)
+    masked = (inputs["mask"] & labelled).sum()
+    unmasked = (~inputs["mask"] & labelled).sum()
+    counts = {
+      "cross_entropy": masked,
+      "accuracy": masked,
+      "unmasked_cross_entropy": unmasked,
+      "unmasked_accuracy": unmasked,
+      "feature_penalty": inputs["frame_mask"].sum(),
+    }
+    return counts | {n: masked for n in self._usages()}
+
+  @nn.compact
+  def __call__(
+    self, inputs: dict, key: jax.Array | None, update: jax.Array
+  ) -> dict:
+    del update
+    hubert = self.config.hubert
+    encoded = Backbone(self.config, self.dtype, name="backbone")(
+      inputs["waveform"], inputs["length"], inputs["mask"], key, inputs["rows"]
+    )
+    sets = len(hubert.clusters)
+    projected = nn.Dense(
+      sets * hubert.final_dim,
+      dtype=jnp.float32,
+      kernel_init=torch_linear_init,
+      name="final_proj",
+    )(encoded.hidden)
+    projected = jnp.split(projected, sets, axis=-1)  # Of [B, T, final_dim].
+    labels = inputs["targets"]
+    labelled = (labels >= 0).all(axis=-1)
+    masked = inputs["mask"] & labelled
+    cross_entropy, correct, totals = 0, 0, {}
+    for i, (clusters, usage) in enumerate(zip(hubert.clusters, self._usages())):
+      embeddings = self.param(
+        f"label_embeddings_{i}",
+        nn.initializers.uniform(1.0),
+        (clusters, hubert.final_dim),
+      )
+      logits = terms.cosine(projected[i], embeddings)  # [B, T, K]
+      logits /= hubert.logit_temperature
+      label = jnp.maximum(labels[..., i], 0)
+      chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+      cross_entropy += jax.nn.logsumexp(logits, axis=-1) - chosen
+      correct += (jnp.argmax(logits, axis=-1) == label) / sets
+      totals[usage] = jnp.zeros(clusters).at[label.ravel()].add(masked.ravel())
+    unmasked = ~inputs["mask"] & labelled
+    return totals | {
+      "cross_entropy": terms.total(cross_entropy, masked),
+      "accuracy": terms.total(correct, masked),
+      "unmasked_cross_entropy": terms.total(cross_entropy, unmasked),
+      "unmasked_accuracy": terms.total(correct, unmasked),
+      "feature_penalty": terms.feature_penalty(encoded, inputs["frame_mask"]),
+    }
+
+  def values(self, means: dict) -> dict:
+    values = dict(means)
+    usages = {n: values.pop(n) for n in self._usages()}
+    values["chance"] = 0.0
+    for i, usage in enumerate(usages.values()):
+      which = f"_{i}" if len(usages) > 1 else ""
+      entropy = terms.entropy(usage)
+      values["chance"] += entropy
+      values[f"label_perplexity{which}"] = jnp.exp(entropy)
+      values[f"unused_labels{which}"] = (usage == 0).sum()
+    return values
+
+  def symptoms(self, values: dict) -> dict[str, str]:
+    found = {}
+    for i, clusters in enumerate(self.config.hubert.clusters):
+      which = f"_{i}" if len(self.config.hubert.clusters) > 1 else ""
+      perplexity = values[f"label_perplexity{which}"]
+      if perplexity < 0.1 * clusters:
+        found[f"label_perplexity{which}"] = (
+          f"label perplexity is {perplexity:.1f} of {clusters} clusters: "
+          "nearly all frames share a few labels. Check that the audio is "
+          "speech at its full level, fit the codebook on more of it "
+          "(config.kmeans.num_frames), or label with another layer or fewer "
+          "clusters"
+        )
+      unused = values[f"unused_labels{which}"]
+      if unused > 0.5 * clusters:
+        found[f"unused_labels{which}"] = (
+          f"{unused:.0f} of {clusters} clusters never occur: fit them on this "
+          "audio, or ask for fewer (config.hubert.clusters, ssl_jax.label "
+          "--clusters)"
+        )
+    return found
+
+  def schedules(self, update: int) -> dict[str, float]:
+    del update
+    return {}
+
+  def head_flops(self, num_samples: int) -> int:
+    hubert = self.config.hubert
+    width = self.config.encoder.hidden_size
+    per_frame = len(hubert.clusters) * width + sum(hubert.clusters)
+    return 2 * num_frames(num_samples) * hubert.final_dim * per_frame
+
+  def target_flops(self, num_samples: int) -> int:
+    fitted = [clusters for name, clusters in self._sets() if name == "mfcc"]
+    nearest = 2 * num_frames(num_samples) * 39 * sum(fitted)
+    return len(fitted) * fbank.mfcc_flops(num_samples) + nearest
+
+  def _sets(self) -> list[tuple[str, int]]:
+    names = config_lib.label_sets(self.config)
+    return list(zip(names, self.config.hubert.clusters, strict=True))
+
+  def _usages(self) -> list[str]:
+    return [f"usage_{i}" for i in range(len(self.config.hubert.clusters))]
