@@ -16,7 +16,7 @@ from ssl_jax import data
 from ssl_jax.signal import fbank, kmeans
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"num_restarts": 2, "batch_frames": 1000, "max_iterations": 20}
+SMALL = {"num_restarts": 2, "batch_frames": 1000, "max_iterations": 5}
 
 
 def distances(frames, centroids):
@@ -24,7 +24,7 @@ def distances(frames, centroids):
   origin = centroids.mean(axis=0, dtype=np.float64)
   x, y = frames - origin, centroids - origin
   squares = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
-  return squares - 2 * x @ y.T
+  return np.maximum(squares - 2 * x @ y.T, 0)
 
 
 def mean_distance(frames, centroids):
@@ -43,7 +43,9 @@ def check(fit, frames):
   exact = distances(frames, fit.centroids)
   chosen = np.take_along_axis(exact, nearest[:, None], axis=1)[:, 0]
   np.testing.assert_allclose(chosen, exact.min(axis=1), rtol=1e-4, atol=1e-3)
-  assert fit.inertia == pytest.approx(exact.min(axis=1).mean(), rel=1e-5)
+  assert fit.inertia == pytest.approx(
+    exact.min(axis=1).mean(), rel=1e-5, abs=1e-3
+  )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def fitted(mfcc):
 
 
 def blobs():
-  """One after the other, of 33 to 1500 frames: (frames [M, 8], means, sizes)."""
+  """In turn, of 33 to 1500 frames: (frames [M, 8], their means, sizes)."""
   rng = np.random.default_rng(1)
   centres = 20 * rng.standard_normal((12, 8))
   sizes = np.geomspace(33, 1500, 12).astype(int)
@@ -141,12 +143,12 @@ def test_ends_where_another_pass_gains_nothing(mfcc, fitted):
 
 
 def test_frames_in_several_chunks(mfcc, monkeypatch):
-  frames = mfcc[:9001]
+  frames = mfcc[:9003]  # Traced in no other test: `_CHUNK` counts then.
   monkeypatch.setattr(kmeans, "_CHUNK", 1 << 16)
   fit = kmeans.fit(frames, 50, 0, **SMALL)
   check(fit, frames)
   monkeypatch.undo()
-  whole = kmeans.fit(frames[:-1], 50, 0, **SMALL)
+  whole = kmeans.fit(mfcc[:9001], 50, 0, **SMALL)
   assert fit.inertia == pytest.approx(whole.inertia, rel=0.02)
 
 
@@ -170,7 +172,7 @@ def test_every_blob_has_a_start():
 
 def test_search_mends_a_bad_start(mfcc, fitted):
   key = jax.random.key(0)
-  start = np.asarray(kmeans._start(mfcc, 100, key))
+  start = np.array(kmeans._start(mfcc, 100, key))
   start[50:] = start[0]
   found = np.asarray(kmeans._search(mfcc, start, key, 5000, 400))
   # 1.04 when written; of the 50 alone, 1.20.
@@ -239,7 +241,7 @@ by_row, _ = sharding.over_devices()
 frames = jax.device_put(np.load(folder + "/frames.npy"), by_row)
 assert len(frames.addressable_shards) == 8
 fit = kmeans.fit(
-  frames, 32, 0, num_restarts=2, batch_frames=1000, max_iterations=20
+  frames, 32, 0, num_restarts=2, batch_frames=1000, max_iterations=5
 )
 np.savez(folder + "/fit.npz", **fit._asdict())
 key = jax.random.key(0)

@@ -624,6 +624,32 @@ def test_progress_without_its_file_is_none(tmp_path):
     begun()
 
 
+def test_labels_of_before_are_not_taken_for_lost_ones(tmp_path):
+  write_split(tmp_path, "train", CORPUS)
+  other = IDENTITY | {"codebook": "c1de"}
+  writer = LabelWriter(tmp_path, "train", CORPUS, other)
+  writer.checkpoint(1)
+  (tmp_path / "train.labels.part").unlink()
+  writer = LabelWriter(tmp_path, "train", CORPUS, other)
+  assert writer.done == 0 and writer.finish()["damaged"] == len(IDS)
+
+
+def test_progress_is_told_after_the_labels_are_on_disk(tmp_path, monkeypatch):
+  writer = LabelWriter(tmp_path, "train", CORPUS, IDENTITY)
+  calls = []
+  flush, write = np.memmap.flush, labels.write_atomically
+  monkeypatch.setattr(
+    np.memmap, "flush", lambda *a: (calls.append("labels"), flush(*a))
+  )
+  monkeypatch.setattr(
+    labels, "write_atomically", lambda *a: (calls.append(a[0].name), write(*a))
+  )
+  writer.checkpoint(1)
+  writer.finish()
+  told = ["labels", "train.progress.json", "labels", "train.jsonl"]
+  assert calls == told and writer.done == 1
+
+
 def test_labelling_anew_takes_the_header_back(folder):
   open_labels(folder, "valid", CORPUS.select([0]), CLUSTERS)
   LabelWriter(folder, "train", CORPUS, IDENTITY)
@@ -711,6 +737,27 @@ def test_labels_in_a_batch_are_those_of_its_audio(spoken):
     assert_labels_are_of_the_audio(batch, source)
     empty += (batch["record"] < 0).sum()
   assert empty
+
+
+def test_audio_that_ends_early_has_no_labels_beyond(spoken):
+  source, sets = spoken
+
+  class Short:
+    """Read a little shorter than its header says, as some MP3 are."""
+
+    ids, num_samples, damaged = source.ids, source.num_samples, {}
+
+    def read(self, index, start, num_samples):
+      audio = source.read(index, start, num_samples)
+      return audio[:-700] if len(audio) < num_samples else audio
+
+  lost = 0
+  for rows in plan.valid_batches(source.num_samples, BUCKETS, 10.0):
+    batch = batches.load_batch(Short(), rows, labels=sets)
+    assert_labels_are_of_the_audio(batch, source)
+    whole = batches.load_batch(source, rows, labels=sets)["labels"]
+    lost += ((whole != NO_LABEL) & (batch["labels"] == NO_LABEL)).sum()
+  assert lost
 
 
 def iterate(source, sets, threads=2, workers=0, **share):

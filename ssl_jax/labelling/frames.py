@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import SAMPLE_RATE, num_frames
 from ssl_jax.data.batches import make_iterator
 from ssl_jax.data.pieces import Pieces
 from ssl_jax.data.source import Source
@@ -28,6 +28,12 @@ def mfcc(waveform: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
   """MFCC with deltas, [B, 10 ms frames, 39]."""
   frames = fbank.mfcc_with_deltas(waveform, length)
   return frames, fbank.num_fbank_frames(length)
+
+
+def mfcc_states(waveform: jax.Array, length: jax.Array) -> jax.Array:
+  """Every second MFCC frame, as HuBERT's targets have it. [B, T, 39]."""
+  frames = num_frames(waveform.shape[1])
+  return fbank.mfcc_with_deltas(waveform, length)[:, : 2 * frames : 2]
 
 
 def make_pieces(

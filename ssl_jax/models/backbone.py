@@ -95,3 +95,11 @@ class Backbone(nn.Module):
 def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:
   """length [B] samples -> bool [B, T], True on real frames."""
   return jnp.arange(max_frames) < num_frames(length)[:, None]
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+  """`config.compute_dtype`, where auto is bfloat16 on accelerators."""
+  if config.compute_dtype == "auto":
+    on_cpu = jax.default_backend() == "cpu"
+    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+  return jnp.dtype(config.compute_dtype)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+
+from ssl_jax.errors import UserError
 
 
 class Checkpoints:
@@ -71,3 +74,37 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for the last save, then lets go."""
     self._manager.close()
+
+
+def restore_params(folder: Path, abstract_params: Any) -> Any:
+  """Reads some of the parameters of a checkpoint, on the first device.
+
+  Args:
+    folder: of one checkpoint, WORKDIR/checkpoints/UPDATE.
+    abstract_params: shapes and types of the subtree of `params` wanted.
+
+  Raises:
+    UserError: they are not there, have other shapes, or are damaged.
+  """
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    {"params": abstract_params},
+  )
+  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  try:
+    restored = handler.restore(
+      (folder / "state").absolute(),
+      args=ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+      ),
+    )
+  except (OSError, ValueError, KeyError) as error:
+    said = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"{folder} cannot be read as this encoder ({said}); is it whole, and its "
+      "config.json its own?"
+    ) from error
+  return restored["params"]

@@ -26,6 +26,7 @@ from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
+from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import make_objective
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import metrics as metrics_lib
@@ -254,14 +255,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   _log.info("%s", report.summary(result))
   workdir_lib.write_result(workdir, result)
   return result
-
-
-def compute_dtype(config: ConfigDict) -> jnp.dtype:
-  """`config.compute_dtype`, where auto is bfloat16 on accelerators."""
-  if config.compute_dtype == "auto":
-    on_cpu = jax.default_backend() == "cpu"
-    return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
-  return jnp.dtype(config.compute_dtype)
 
 
 def _open_labels(

@@ -1,0 +1,86 @@
+"""Labels a corpus by k-means on an encoder's states: HuBERT's next iteration.
+
+  python -m ssl_jax.label --config=configs/slim.py --checkpoint=runs/first \\
+      --config.data.dir=LibriSpeech --layer=6 --clusters=500
+  python -m ssl_jax.main --config=configs/slim.py:iteration=2 \\
+      --config.data.dir=LibriSpeech --config.hubert.labels=runs/first/labels-6-500
+
+Both splits of the config's data get labels of one codebook, fitted on a sample
+of the training audio (config.kmeans). The folder holds uint16 labels at 50 Hz,
+the codebook, a header with what they are of and how good they are, and a
+picture. Killed, the same command goes on. The last line on stdout is a JSON
+object.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from ssl_jax import cli
+from ssl_jax.errors import UserError
+
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "The encoder: a training run's workdir (its newest checkpoint), or "
+  "WORKDIR/checkpoints/UPDATE.",
+)
+_LAYER = flags.DEFINE_string(
+  "layer",
+  "6",
+  "Whose output is clustered; 0 is the first layer's input. mfcc: no encoder, "
+  "but MFCC with deltas, every second frame.",
+)
+_CLUSTERS = flags.DEFINE_integer("clusters", 500, "Of k-means.", lower_bound=2)
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Where the labels go; existing ones are gone on with. "
+  "Default: labels-LAYER-CLUSTERS in the encoder's workdir.",
+)
+
+
+def main() -> dict:
+  """Labels the data of `--config`; returns the header, without the counts."""
+  # Imported late: --help and usage errors need no JAX.
+  from ssl_jax import config as config_lib
+  from ssl_jax.data import open_source
+  from ssl_jax.labelling import corpus, frames
+  from ssl_jax.training import sharding
+  from ssl_jax.training.encoder import load_encoder
+
+  config, layer = cli.FLAGS.config, _LAYER.value
+  config_lib.validate(config)
+  if layer == "mfcc":
+    states, origin, beside = frames.mfcc_states, None, Path("runs")
+  elif not layer.isdigit():
+    raise UserError(f"--layer={layer}: expected a number, or mfcc")
+  elif _CHECKPOINT.value is None:
+    raise UserError(
+      "--checkpoint is missing: give the workdir of a trained encoder, or "
+      "--layer=mfcc"
+    )
+  else:
+    beside = Path(_CHECKPOINT.value)
+    encoder = load_encoder(beside)
+    states, origin = encoder.states(int(layer)), encoder.origin
+  folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{_CLUSTERS.value}")
+  header = corpus.label_corpus(
+    config,
+    {name: open_source(config.data, name) for name in ("train", "valid")},
+    states,
+    _CLUSTERS.value,
+    {"layer": layer, "checkpoint": origin},
+    folder,
+    sharding.over_devices()[0],
+  )
+  for split in header["splits"].values():
+    del split["usage"]
+  return {"workdir": str(folder)} | header
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  cli.define_config()
+  cli.run(main)
