@@ -6,7 +6,6 @@ Experiments in `configs/` start from `base()` and state what differs. Code reads
 
 import difflib
 import json
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -196,71 +195,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
   return f"{meant}(have: {', '.join(names)})"
 
 
-_CHOICES = {
-  "compute_dtype": ("auto", "float32", "bfloat16"),
-  "data.source": ("embedded", "folder"),
-  "frontend.name": ("waveform", "logmel"),
-  "frontend.norm": ("group", "layer"),
-  "objective.name": ("hubert", "wav2vec2", "tera"),
-}
-
-# Inclusive limits; what is not listed must be 0 or above.
-_LIMITS = {
-  "batch.microbatches": (1, math.inf),
-  "batch.seconds": (0.1, math.inf),
-  "budget.updates": (1, math.inf),
-  "checkpoint.every": (1, math.inf),
-  "checkpoint.keep": (1, math.inf),
-  "data.min_seconds": (0.025, math.inf),
-  "data.valid_fraction": (0.0, 0.9),
-  "encoder.activation_dropout": (0.0, 0.9),
-  "encoder.attention_dropout": (0.0, 0.9),
-  "encoder.dropout": (0.0, 0.9),
-  "encoder.ffn_size": (1, math.inf),
-  "encoder.hidden_size": (1, math.inf),
-  "encoder.input_dropout": (0.0, 0.9),
-  "encoder.layerdrop": (0.0, 0.9),
-  "encoder.num_heads": (1, math.inf),
-  "encoder.num_layers": (1, math.inf),
-  "encoder.position_groups": (1, math.inf),
-  "encoder.position_kernel": (1, math.inf),
-  "eval.batch_seconds": (0.1, math.inf),
-  "eval.every": (1, math.inf),
-  "frontend.num_mel_bins": (4, 128),
-  "loader.num_threads": (1, math.inf),
-  "loader.prefetch": (1, math.inf),
-  "hubert.final_dim": (1, math.inf),
-  "hubert.logit_temperature": (1e-3, math.inf),
-  "kmeans.batch_frames": (1, math.inf),
-  "kmeans.max_iterations": (1, math.inf),
-  "kmeans.num_frames": (1, math.inf),
-  "kmeans.num_restarts": (1, math.inf),
-  "log.every": (1, math.inf),
-  "masking.mask_length": (1, math.inf),
-  "masking.mask_prob": (0.0, 1.0),
-  "masking.min_masks": (1, math.inf),
-  "optimizer.b1": (0.0, 0.9999999),
-  "optimizer.b2": (0.0, 0.9999999),
-  "optimizer.clip_norm": (1e-6, math.inf),
-  "optimizer.eps": (1e-20, 1.0),
-  "optimizer.learning_rate": (0.0, 1.0),
-  "optimizer.warmup_fraction": (0.0, 1.0),
-  "tera.channel_alteration": (0.0, 1.0),
-  "tera.time_keep": (0.0, 1.0),
-  "tera.time_swap": (0.0, 1.0),
-  "wav2vec2.code_dim": (1, math.inf),
-  "wav2vec2.feature_dropout": (0.0, 0.9),
-  "wav2vec2.final_dim": (1, math.inf),
-  "wav2vec2.logit_temperature": (1e-3, math.inf),
-  "wav2vec2.num_codes": (2, math.inf),
-  "wav2vec2.num_groups": (1, math.inf),
-  "wav2vec2.num_negatives": (1, math.inf),
-  "wav2vec2.temperature_decay": (1e-6, 1.0),
-  "wav2vec2.temperature_end": (1e-3, math.inf),
-  "wav2vec2.temperature_start": (1e-3, math.inf),
-}
-
-
 def flatten(config: ConfigDict) -> dict[str, Any]:
   """`{'encoder.num_layers': 12, ...}` in sorted order."""
   flat = {}
@@ -270,66 +204,6 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     else:
       flat[key] = value
   return dict(sorted(flat.items()))
-
-
-def validate(config: ConfigDict) -> None:
-  """Checks every value.
-
-  Raises:
-    UserError: naming the key, its value, and what is allowed.
-  """
-  for key, value in flatten(config).items():
-    said = f"config.{key}={value!r}"
-    if key in _CHOICES and value not in _CHOICES[key]:
-      raise UserError(f"{said}: {nearest(str(value), _CHOICES[key])}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-      low, high = _LIMITS.get(key, (0, math.inf))
-      if not low <= value <= high or math.isinf(value):
-        raise UserError(f"{said} is outside [{low}, {high}]")
-  buckets = config.data.bucket_seconds
-  if not buckets or min(buckets) < 0.025 or list(buckets) != sorted({*buckets}):
-    raise UserError(
-      f"config.data.bucket_seconds={buckets!r}: expected increasing lengths in "
-      "seconds, each above 0.025"
-    )
-  if config.data.min_seconds > buckets[-1]:
-    raise UserError(
-      f"config.data.min_seconds={config.data.min_seconds} is longer than the "
-      f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
-    )
-  if len(label_sets(config)) != len(config.hubert.clusters):
-    raise UserError(
-      f"config.hubert.clusters={config.hubert.clusters!r} must name as many "
-      f"numbers as config.hubert.labels={config.hubert.labels!r} label sets"
-    )
-  if not all(2 <= clusters < 2**16 - 1 for clusters in config.hubert.clusters):
-    raise UserError(
-      f"config.hubert.clusters={config.hubert.clusters!r}: expected numbers "
-      f"from 2 to {2**16 - 2}"
-    )
-  if config.wav2vec2.code_dim % config.wav2vec2.num_groups:
-    raise UserError(
-      f"config.wav2vec2.code_dim={config.wav2vec2.code_dim} is not divisible "
-      f"by config.wav2vec2.num_groups={config.wav2vec2.num_groups}"
-    )
-  if config.tera.time_swap + config.tera.time_keep > 1:
-    raise UserError(
-      f"config.tera.time_swap={config.tera.time_swap} and "
-      f"config.tera.time_keep={config.tera.time_keep} are shares of the same "
-      "clips: lower one"
-    )
-  for divisor in ("num_heads", "position_groups"):
-    if config.encoder.hidden_size % config.encoder[divisor]:
-      raise UserError(
-        f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
-        f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
-      )
-  if warmup_updates(config) >= config.budget.updates > 1:
-    raise UserError(
-      f"config.optimizer.warmup_updates={warmup_updates(config)} leaves "
-      f"nothing of config.budget.updates={config.budget.updates}: lower it or "
-      "set it to 0 to use config.optimizer.warmup_fraction"
-    )
 
 
 def warmup_updates(config: ConfigDict) -> int:

@@ -3,7 +3,8 @@
   python -m ssl_jax.label --config=configs/slim.py --checkpoint=runs/first \\
       --config.data.dir=LibriSpeech --layer=6 --clusters=500
   python -m ssl_jax.main --config=configs/slim.py:iteration=2 \\
-      --config.data.dir=LibriSpeech --config.hubert.labels=runs/first/labels-6-500
+      --config.data.dir=LibriSpeech \\
+      --config.hubert.labels=runs/first/labels-6-500
 
 Both splits of the config's data get labels of one codebook, fitted on a sample
 of the training audio (config.kmeans). The folder holds uint16 labels at 50 Hz,
@@ -44,14 +45,14 @@ _WORKDIR = flags.DEFINE_string(
 def main() -> dict:
   """Labels the data of `--config`; returns the header, without the counts."""
   # Imported late: --help and usage errors need no JAX.
-  from ssl_jax import config as config_lib
   from ssl_jax.data import open_source
   from ssl_jax.labelling import corpus, frames
   from ssl_jax.training import sharding
   from ssl_jax.training.encoder import load_encoder
+  from ssl_jax.validation import validate
 
   config, layer = cli.FLAGS.config, _LAYER.value
-  config_lib.validate(config)
+  validate(config)
   if layer == "mfcc":
     states, origin, beside = frames.mfcc_states, None, Path("runs")
   elif not layer.isdigit():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax import validation
 from ssl_jax.budget import flops
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES, make_objective
@@ -87,7 +88,7 @@ def describe(config) -> str:
 def test_expanded_config_is_the_golden_one(experiment):
   name, _, arg = experiment.partition(":")
   config = load(name, arg)
-  config_lib.validate(config)
+  validation.validate(config)
   path = GOLDEN / f"{experiment.translate(str.maketrans(':,=', '..-'))}.txt"
   text = describe(config)
   if "UPDATE_GOLDEN" in os.environ:
@@ -135,7 +136,7 @@ def test_every_file_of_configs_has_a_golden_text():
 
 
 def test_choices_name_what_there_is():
-  assert set(config_lib._CHOICES["objective.name"]) == set(OBJECTIVES)
+  assert set(validation._CHOICES["objective.name"]) == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
   section, name = key.split(".")
   config[section][name] = value
   with pytest.raises(UserError) as error:
-    config_lib.validate(config)
+    validation.validate(config)
   assert f"config.{key}" in str(error.value) or "config." in str(error.value)
   assert said in str(error.value)
 

@@ -11,21 +11,25 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.objectives import make_objective
+from ssl_jax.objectives import OBJECTIVES, make_objective
 from ssl_jax.training import loop, optimizer, step
 from ssl_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 
 
-def tiny(updates: int = 6, frontend: str = "logmel"):
+def tiny(updates: int = 6, objective: str = "hubert"):
   config = config_lib.base()
-  config.frontend.name = frontend
+  config.objective.name = objective
+  config.hubert.clusters = (20,)
+  config.kmeans.num_restarts = 1
+  config.frontend.name = "logmel"
   config.encoder.num_layers = 2
   config.encoder.hidden_size = 32
   config.encoder.ffn_size = 64
@@ -64,6 +68,7 @@ def finished(tmp_path_factory):
 def test_a_run_learns_and_leaves_what_it_promises(finished):
   workdir, result = finished
   assert result["valid_loss"] < 0.97 * result["first_valid_loss"]
+  assert result["alarms"] == []
   assert result["updates"] == 20
   assert result["audio_seconds"] == pytest.approx(20 * 6.0, rel=0.2)
   assert result["mfu"] is None  # A CPU's peak is not known.
@@ -167,8 +172,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
   assert all(np.isfinite(x["loss"]) for x in reproducible(tmp_path))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
+  config = tiny(objective=objective)
+  config.encoder.layerdrop = 0.3
+  model = make_objective(config, np.dtype("float32"))
+  keep = optax.trace(decay=0.0)  # The gradient itself, as its state.
+  state = jax.jit(lambda: step.init_state(model, keep, config))()
+  # Codes and quantized vectors far from all alike.
+  state["params"] = jax.tree.map(lambda x: 3 * x, state["params"])
+  rng = np.random.default_rng(0)
+  batch = {
+    "waveform": rng.integers(-3_000, 3_000, (6, 8_000)).astype(np.int16),
+    "length": np.array([8_000, 7_000, 8_000, 0, 5_000, 6_000], np.int32),
+    "rows": np.arange(6, dtype=np.int32),
+  }
+  results = []
+  for parts in (1, 3):
+    config.batch.microbatches = parts
+    update = jax.jit(step.make_train_step(model, keep, config))
+    results.append(jax.device_get(update(state, batch)))
+  (whole, _), (split, _) = results
+  gradients = [state["opt_state"].trace for state in (whole, split)]
+  # Absolute: some are 0 but for rounding, as those of the keys' biases.
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients[0]))
+  assert largest > 0
+  for ours, theirs in zip(*map(jax.tree.leaves, gradients)):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * largest)
+  for ours, theirs in zip(
+    jax.tree.leaves(split["sums"]), jax.tree.leaves(whole["sums"])
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 SMALL = [
   "--config=configs/smoke.py",
+  "--config.kmeans.num_restarts=1",
   "--config.encoder.num_layers=2",
   "--config.encoder.layerdrop=0.3",
   "--config.batch.seconds=4.0",
@@ -220,34 +259,34 @@ def test_killed_three_times_and_resumed_equals_uninterrupted(tmp_path):
     assert result[key] == expected[key]
 
 
-def test_devices_and_microbatches_only_split_the_work(tmp_path):
+@pytest.mark.parametrize("objective", ["hubert", "wav2vec2"])
+def test_devices_only_split_the_work(tmp_path, objective):
   args = [
     *SMALL,
+    f"--config.objective.name={objective}",
     "--config.frontend.name=waveform",
     "--config.budget.updates=8",
     "--config.optimizer.warmup_fraction=0.5",
     "--config.log.every=2",
   ]
-  runs = {
-    "one": start_main(tmp_path / "one", *args),
-    "parts": start_main(
-      tmp_path / "parts", *args, "--config.batch.microbatches=3"
-    ),
-    "eight": start_main(
-      tmp_path / "eight",
-      *args,
-      XLA_FLAGS="--xla_force_host_platform_device_count=8",
-    ),
-  }
-  for run in runs.values():
-    finish(run)
-  expected = reproducible(tmp_path / "one")
-  for name in ("parts", "eight"):
-    lines = reproducible(tmp_path / name)
-    for ours, theirs in zip(lines, expected, strict=True):
-      assert ours.pop("split") == theirs["split"]
-      numbers = {k: v for k, v in theirs.items() if k != "split"}
-      assert ours == pytest.approx(numbers, rel=1e-5), name
+  one = start_main(tmp_path / "one", *args)
+  eight = start_main(
+    tmp_path / "eight",
+    *args,
+    XLA_FLAGS="--xla_force_host_platform_device_count=8",
+  )
+  finish(one)
+  finish(eight)
+  lines = zip(
+    reproducible(tmp_path / "eight"),
+    reproducible(tmp_path / "one"),
+    strict=True,
+  )
+  for ours, theirs in lines:
+    assert ours.pop("split") == theirs.pop("split")
+    # Rounding makes another code the likeliest now and then.
+    late = objective == "wav2vec2" and theirs["update"] > 4
+    assert ours == pytest.approx(theirs, rel=1e-4 if late else 1e-5)
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):

@@ -1,35 +1,81 @@
 """What a run shows when it ends: a table and a picture of its losses."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssl_jax.budget.flops import readable
 from ssl_jax.files import read_jsonl, write_atomically
+from ssl_jax.objectives import OBJECTIVES
+
+_CURVES = Path(__file__).parent / "curves"
 
 
 def draw_losses(workdir: Path) -> Path:
-  """Draws `loss.png` from a workdir's metrics.jsonl; returns its path."""
+  """Draws `loss.png` of a workdir; returns its path.
+
+  Beside the loss, what share it is of the loss at chance, with a healthy short
+  run of the same objective behind it.
+  """
   lines = read_jsonl(workdir / "metrics.jsonl")
-  figure = Figure(figsize=(7, 4), layout="constrained")
-  axes = figure.add_subplot()
+  name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
+  main = OBJECTIVES[name].main
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  reference = json.loads((_CURVES / f"{name}.json").read_text())
+  right.plot(
+    reference["update"],
+    np.divide(reference["main"], reference["chance"]),
+    color="lightgrey",
+    linewidth=5,
+    label=f"healthy: {reference['run']}",
+  )
   for split, style in (("train", "-"), ("valid", "o-")):
-    points = [(x["update"], x["loss"]) for x in lines if x["split"] == split]
-    if points:
-      axes.plot(*zip(*points), style, label=f"{split} {points[-1][1]:.3f}")
-  axes.set(xlabel="update", ylabel="loss", title=workdir.name)
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-  axes.grid(alpha=0.3)
-  axes.legend()
+    own = [x for x in lines if x["split"] == split]
+    if own:
+      updates = [x["update"] for x in own]
+      loss = [x["loss"] for x in own]
+      left.plot(updates, loss, style, label=f"{split} {loss[-1]:.3f}")
+      right.plot(
+        np.maximum(1, updates), [x[main] / x["chance"] for x in own], style
+      )
+  chance = [(x["update"], x["chance"]) for x in lines if x["split"] == "valid"]
+  left.plot(*zip(*chance), "--", color="grey", label=f"{main} at chance")
+  right.axhline(1, linestyle="--", color="grey")
+  for line in lines:
+    if line["split"] == "alarm":
+      for axes in (left, right):
+        axes.axvline(line["update"], color="red", linestyle=":")
+      left.plot([], [], ":", color="red", label=f"alarm: {line['name']}")
+  left.set(xlabel="update", ylabel="loss, nats", title=workdir.name)
+  left.xaxis.set_major_locator(MaxNLocator(integer=True))
+  right.set(xlabel="update", xscale="log", title=f"{main}, share of chance")
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
   png = io.BytesIO()
   FigureCanvasAgg(figure).print_png(png)
   path = workdir / "loss.png"
   write_atomically(path, png.getvalue())
   return path
+
+
+def curve(workdir: Path, run: str) -> dict[str, Any]:
+  """The training curve of a run, as `curves/` keeps those of healthy ones."""
+  lines = read_jsonl(workdir / "metrics.jsonl")
+  name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
+  lines = [line for line in lines if line["split"] == "train"]
+  keys = {"update": "update", "main": OBJECTIVES[name].main, "chance": "chance"}
+  return {"run": run} | {
+    key: [round(line[field], 4) for line in lines]
+    for key, field in keys.items()
+  }
 
 
 def summary(result: dict[str, Any]) -> str:

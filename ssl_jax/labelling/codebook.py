@@ -20,18 +20,19 @@ _log = logging.getLogger("ssl_jax")
 
 
 def mfcc_codebooks(
-  config: ConfigDict, workdir: Path, source: Source, by_row: Sharding
+  config: ConfigDict, workdir: Path, source: Source
 ) -> tuple[np.ndarray, ...]:
   """The codebooks of a run's "mfcc" label sets, [K, 39] each.
 
   Fitted on a sample of the training audio and saved in the workdir, unless they
-  are there already.
+  are there already. One device does it, lest their number changed the labels.
 
   Raises:
     UserError: too few frames, or a damaged file.
   """
   if config.objective.name != "hubert":
     return ()
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   codebooks, frames = [], None
   for name, clusters in zip(label_sets(config), config.hubert.clusters):
     if name != "mfcc":
@@ -42,9 +43,9 @@ def mfcc_codebooks(
       continue
     if frames is None:
       frames = frames_lib.sample(
-        config, source, frames_lib.mfcc, fbank.HOP, by_row
+        config, source, frames_lib.mfcc, fbank.HOP, device
       )
-    fitted = fit(config, frames, clusters, by_row)
+    fitted = fit(config, frames, clusters, device)
     write_codebook(folder, fitted.centroids)
     codebooks.append(fitted.centroids)
   return tuple(codebooks)
@@ -58,7 +59,7 @@ def fit(
   Raises:
     UserError: fewer frames than clusters, or not finite ones.
   """
-  usable = len(frames) - len(frames) % jax.device_count()
+  usable = len(frames) - len(frames) % len(by_row.device_set)
   restarts = config.kmeans.num_restarts
   _log.info(
     "%14s  k-means: %d clusters of %s frames of %d dimensions (%.2g GB)",

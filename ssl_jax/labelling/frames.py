@@ -73,7 +73,7 @@ def each_batch(
     pieces,
     start,
     len(pieces) - start,
-    row_multiple=jax.device_count(),
+    row_multiple=len(by_row.device_set),
     **config.loader,
   )
   waiting = None  # One batch is computed while the one before is used.

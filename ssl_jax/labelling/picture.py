@@ -24,28 +24,30 @@ def draw(folder: Path, usage: np.ndarray, source: Source) -> Path:
     usage: int [K] frames of each cluster.
     source: of the split.
   """
+  labels = np.memmap(folder / "train.labels", "<u2", "r")
+  frames = num_frames(np.asarray(source.num_samples, np.int64))
+  firsts = np.cumsum(frames) - frames
   figure = Figure(figsize=(8, 6), layout="constrained")
   top, middle, bottom = figure.subplots(3, height_ratios=(2, 2, 1))
   top.bar(np.arange(len(usage)), 100 * np.sort(usage)[::-1] / usage.sum())
   top.axhline(100 / len(usage), color="grey", linestyle=":")
   top.set(xlabel="clusters, by use", ylabel="% of frames")
 
-  clip = int(np.argmax(source.num_samples))
-  frames = num_frames(np.asarray(source.num_samples, np.int64))
-  first = int(frames[:clip].sum())
+  # The longest of the clips that could be read.
+  read = labels[np.minimum(firsts, len(labels) - 1)] != NO_LABEL
+  clip = int(np.argmax(np.where(read, frames, 0)))
   audio = source.read(clip, 0, round(_SECONDS * SAMPLE_RATE))
-  count = num_frames(len(audio))
-  labels = np.memmap(folder / "train.labels", "<u2", "r")[first:][:count]
   mels = np.asarray(fbank.log_mel(audio[None] / np.float32(2**15)))[0]
+  count = num_frames(len(audio))
   end = count * FRAME_HOP / SAMPLE_RATE
   middle.imshow(
     mels.T, origin="lower", aspect="auto", extent=(0, end, 0, mels.shape[1])
   )
-  middle.set(ylabel="mel bin", title=source.ids[clip])
+  middle.set(ylabel="mel bin")
+  middle.set_title(source.ids[clip], fontsize="x-small")
   time = np.arange(count) * FRAME_HOP / SAMPLE_RATE
-  known = labels != NO_LABEL
-  bottom.plot(time[known], labels[known], ",k")
-  bottom.plot(time[known], labels[known], drawstyle="steps-post", linewidth=0.7)
+  shown = labels[firsts[clip] :][:count]
+  bottom.plot(time, shown, drawstyle="steps-post", linewidth=0.7)
   bottom.set(xlabel="seconds", ylabel="label", xlim=(0, end))
   png = io.BytesIO()
   FigureCanvasAgg(figure).print_png(png)

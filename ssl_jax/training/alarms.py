@@ -9,8 +9,8 @@ from ssl_jax.config import warmup_updates
 
 # Lines of metrics in a row with a symptom before it is told.
 _PATIENCE = 3
-# At chance: not this much below it, for this share of the run.
-_MARGIN, _SHARE = 0.02, 0.1
+# At chance: not this much below it, for this share of the run or more updates.
+_MARGIN, _SHARE, _UPDATES = 0.02, 0.1, 100
 
 
 class Alarms:
@@ -58,6 +58,6 @@ class Alarms:
     updates = self._since[name]
     lasting = len(updates) >= _PATIENCE
     if name == "chance":
-      share = _SHARE * self._config.budget.updates
-      lasting = lasting and updates[-1] - updates[0] >= share
+      enough = max(_UPDATES, _SHARE * self._config.budget.updates)
+      lasting = lasting and updates[-1] - updates[0] >= enough
     return lasting

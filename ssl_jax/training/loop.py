@@ -36,6 +36,7 @@ from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.optimizer import make_optimizer, make_schedule
+from ssl_jax.validation import validate
 
 _log = logging.getLogger("ssl_jax")
 
@@ -52,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       a loss that is not finite.
   """
   started = time.monotonic()
-  config_lib.validate(config)
+  validate(config)
 
   # Data
   train_source = open_source(config.data, "train")
@@ -109,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   started -= spent["wall_seconds"]
 
   # What is fitted to the audio before training
-  codebooks = mfcc_codebooks(config, workdir, train_source, by_row)
+  codebooks = mfcc_codebooks(config, workdir, train_source)
   workdir_lib.claim_codebooks(
     workdir,
     [codebook_id(codebook) for codebook in codebooks]

@@ -1,0 +1,142 @@
+"""What values the config may have."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from ssl_jax.config import flatten, label_sets, nearest, warmup_updates
+from ssl_jax.errors import UserError
+
+_CHOICES = {
+  "compute_dtype": ("auto", "float32", "bfloat16"),
+  "data.source": ("embedded", "folder"),
+  "frontend.name": ("waveform", "logmel"),
+  "frontend.norm": ("group", "layer"),
+  "objective.name": ("hubert", "wav2vec2", "tera"),
+}
+
+# Inclusive limits; what is not listed must be 0 or above.
+_LIMITS = dict.fromkeys(
+  (
+    "batch.microbatches",
+    "budget.updates",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "encoder.ffn_size",
+    "encoder.hidden_size",
+    "encoder.num_heads",
+    "encoder.num_layers",
+    "encoder.position_groups",
+    "encoder.position_kernel",
+    "eval.every",
+    "hubert.final_dim",
+    "kmeans.batch_frames",
+    "kmeans.max_iterations",
+    "kmeans.num_frames",
+    "kmeans.num_restarts",
+    "loader.num_threads",
+    "loader.prefetch",
+    "log.every",
+    "masking.mask_length",
+    "masking.min_masks",
+    "wav2vec2.code_dim",
+    "wav2vec2.final_dim",
+    "wav2vec2.num_groups",
+    "wav2vec2.num_negatives",
+  ),
+  (1, math.inf),
+)
+_LIMITS |= dict.fromkeys(
+  (
+    "data.valid_fraction",
+    "encoder.activation_dropout",
+    "encoder.attention_dropout",
+    "encoder.dropout",
+    "encoder.input_dropout",
+    "encoder.layerdrop",
+    "wav2vec2.feature_dropout",
+  ),
+  (0.0, 0.9),
+)
+_LIMITS |= {
+  "batch.seconds": (0.1, math.inf),
+  "data.min_seconds": (0.025, math.inf),
+  "eval.batch_seconds": (0.1, math.inf),
+  "frontend.num_mel_bins": (4, 128),
+  "hubert.logit_temperature": (1e-3, math.inf),
+  "masking.mask_prob": (0.0, 1.0),
+  "optimizer.b1": (0.0, 0.9999999),
+  "optimizer.b2": (0.0, 0.9999999),
+  "optimizer.clip_norm": (1e-6, math.inf),
+  "optimizer.eps": (1e-20, 1.0),
+  "optimizer.learning_rate": (0.0, 1.0),
+  "optimizer.warmup_fraction": (0.0, 1.0),
+  "tera.channel_alteration": (0.0, 1.0),
+  "tera.time_keep": (0.0, 1.0),
+  "tera.time_swap": (0.0, 1.0),
+  "wav2vec2.logit_temperature": (1e-3, math.inf),
+  "wav2vec2.num_codes": (2, math.inf),
+  "wav2vec2.temperature_decay": (1e-6, 1.0),
+  "wav2vec2.temperature_end": (1e-3, math.inf),
+  "wav2vec2.temperature_start": (1e-3, math.inf),
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every value.
+
+  Raises:
+    UserError: naming the key, its value, and what is allowed.
+  """
+  for key, value in flatten(config).items():
+    said = f"config.{key}={value!r}"
+    if key in _CHOICES and value not in _CHOICES[key]:
+      raise UserError(f"{said}: {nearest(str(value), _CHOICES[key])}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      low, high = _LIMITS.get(key, (0, math.inf))
+      if not low <= value <= high or math.isinf(value):
+        raise UserError(f"{said} is outside [{low}, {high}]")
+  buckets = config.data.bucket_seconds
+  if not buckets or min(buckets) < 0.025 or list(buckets) != sorted({*buckets}):
+    raise UserError(
+      f"config.data.bucket_seconds={buckets!r}: expected increasing lengths in "
+      "seconds, each above 0.025"
+    )
+  if config.data.min_seconds > buckets[-1]:
+    raise UserError(
+      f"config.data.min_seconds={config.data.min_seconds} is longer than the "
+      f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
+    )
+  if len(label_sets(config)) != len(config.hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={config.hubert.clusters!r} must name as many "
+      f"numbers as config.hubert.labels={config.hubert.labels!r} label sets"
+    )
+  if not all(2 <= clusters < 2**16 - 1 for clusters in config.hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={config.hubert.clusters!r}: expected numbers "
+      f"from 2 to {2**16 - 2}"
+    )
+  if config.wav2vec2.code_dim % config.wav2vec2.num_groups:
+    raise UserError(
+      f"config.wav2vec2.code_dim={config.wav2vec2.code_dim} is not divisible "
+      f"by config.wav2vec2.num_groups={config.wav2vec2.num_groups}"
+    )
+  if config.tera.time_swap + config.tera.time_keep > 1:
+    raise UserError(
+      f"config.tera.time_swap={config.tera.time_swap} and "
+      f"config.tera.time_keep={config.tera.time_keep} are shares of the same "
+      "clips: lower one"
+    )
+  for divisor in ("num_heads", "position_groups"):
+    if config.encoder.hidden_size % config.encoder[divisor]:
+      raise UserError(
+        f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
+        f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
+      )
+  if warmup_updates(config) >= config.budget.updates > 1:
+    raise UserError(
+      f"config.optimizer.warmup_updates={warmup_updates(config)} leaves "
+      f"nothing of config.budget.updates={config.budget.updates}: lower it or "
+      "set it to 0 to use config.optimizer.warmup_fraction"
+    )
