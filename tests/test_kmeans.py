@@ -179,6 +179,43 @@ def test_search_mends_a_bad_start(mfcc, fitted):
   assert mean_distance(mfcc, found) < 1.08 * fitted.inertia
 
 
+def test_search_averages_over_batches():
+  frames = np.random.default_rng(0).standard_normal((5000, 8), np.float32)
+  found = kmeans._search(frames, frames[:1], jax.random.key(0), 10, 1000)
+  # Of one batch alone, the mean has a standard deviation of 0.3.
+  np.testing.assert_allclose(found[0], frames.mean(axis=0), atol=0.12)
+
+
+def test_the_best_search_is_kept(monkeypatch):
+  frames, means, _ = blobs()
+  found = iter([frames[:12], means, frames[-12:]])
+  monkeypatch.setattr(kmeans, "_search", lambda *_: next(found))
+  monkeypatch.setattr(kmeans, "_LLOYD_PASSES", 0)
+  fit = kmeans.fit(frames, 12, 0, **{**SMALL, "num_restarts": 3})
+  np.testing.assert_array_equal(fit.centroids, means)
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_a_pass_takes_means_and_the_farthest_frames(mfcc, monkeypatch, parts):
+  monkeypatch.setattr(kmeans, "_CHUNK", 1 << 14)
+  frames = mfcc[:4008]  # 10 chunks, the last of them shorter.
+  centroids = frames[::200].copy()
+  centroids[[3, 8, 9]] = 500  # Nearest to none.
+  inertia, usage, better = kmeans._improve(frames, centroids, parts)
+  exact = distances(frames, centroids)
+  nearest, closest = exact.argmin(axis=1), exact.min(axis=1)
+  assert inertia == pytest.approx(closest.mean(), rel=1e-5)
+  np.testing.assert_array_equal(usage, np.bincount(nearest, minlength=21))
+  means = [
+    frames[nearest == k].mean(axis=0) if (nearest == k).any() else None
+    for k in range(21)
+  ]
+  for k, index in zip([3, 8, 9], closest.argsort()[::-1]):
+    assert means[k] is None
+    means[k] = frames[index]
+  np.testing.assert_allclose(better, np.array(means), rtol=1e-4, atol=1e-3)
+
+
 def test_a_common_offset_changes_nothing(mfcc):
   near = mfcc[:9001]
   far = near + np.float32(1000)
@@ -240,9 +277,13 @@ kmeans._CHUNK = 1 << 17
 by_row, _ = sharding.over_devices()
 frames = jax.device_put(np.load(folder + "/frames.npy"), by_row)
 assert len(frames.addressable_shards) == 8
+parts, improve = [], kmeans._improve
+kmeans._improve = lambda *args: (parts.append(args[2]), improve(*args))[1]
 fit = kmeans.fit(
   frames, 32, 0, num_restarts=2, batch_frames=1000, max_iterations=5
 )
+assert parts[-1] == 8
+kmeans._improve = improve
 np.savez(folder + "/fit.npz", **fit._asdict())
 key = jax.random.key(0)
 for lowered in (
