@@ -17,8 +17,9 @@ import soundfile
 from ml_collections import ConfigDict
 
 from ssl_jax import data, num_frames
-from ssl_jax.data import batches, labels, plan
-from ssl_jax.data.labels import NO_LABEL, LabelWriter, open_labels
+from ssl_jax.data import batches, label_writer, labels, plan
+from ssl_jax.data.label_writer import LabelWriter
+from ssl_jax.data.labels import NO_LABEL, open_labels
 from ssl_jax.errors import UserError
 
 CLUSTERS = 7
@@ -171,7 +172,8 @@ def test_the_folder_is_as_described(folder):
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
 def test_records_without_labels_are_counted(tmp_path, monkeypatch, block):
-  monkeypatch.setattr(labels, "_BLOCK", block)
+  for module in (labels, label_writer):
+    monkeypatch.setattr(module, "BLOCK", block)
   writer = LabelWriter(tmp_path, "train", CORPUS, IDENTITY)
   flat = []
   for record in range(len(IDS)):
@@ -545,7 +547,7 @@ _KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_labels as t
-from ssl_jax.data.labels import LabelWriter
+from ssl_jax.data.label_writer import LabelWriter
 writer = LabelWriter(t.pathlib.Path({folder!r}), "train", t.CORPUS, t.IDENTITY)
 for record in range(5):
   writer.write(record, 0, t.truth(t.CORPUS, record))
@@ -637,12 +639,14 @@ def test_labels_of_before_are_not_taken_for_lost_ones(tmp_path):
 def test_progress_is_told_after_the_labels_are_on_disk(tmp_path, monkeypatch):
   writer = LabelWriter(tmp_path, "train", CORPUS, IDENTITY)
   calls = []
-  flush, write = np.memmap.flush, labels.write_atomically
+  flush, write = np.memmap.flush, label_writer.write_atomically
   monkeypatch.setattr(
     np.memmap, "flush", lambda *a: (calls.append("labels"), flush(*a))
   )
   monkeypatch.setattr(
-    labels, "write_atomically", lambda *a: (calls.append(a[0].name), write(*a))
+    label_writer,
+    "write_atomically",
+    lambda *a: (calls.append(a[0].name), write(*a)),
   )
   writer.checkpoint(1)
   writer.finish()

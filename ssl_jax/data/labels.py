@@ -30,8 +30,8 @@ from ssl_jax.files import write_atomically
 
 NO_LABEL = 0xFFFF  # Of a frame that could not be read, or is none.
 
-_FORMAT = 1
-_BLOCK = 1 << 20  # Labels in memory while a whole file is gone through.
+FORMAT = 1
+BLOCK = 1 << 20  # Labels in memory while a whole file is gone through.
 _NAMED = 3  # Records named in an error.
 
 _LABEL_IT = "label this corpus with `python -m ssl_jax.label`"
@@ -141,7 +141,7 @@ def read_header(directory: Path) -> dict[str, Any]:
   )
   header = _parse(directory, "header.json", _parse_header)
   found = header["format"]
-  check(found == _FORMAT, f"is of format {found!r}, not {_FORMAT}")
+  check(found == FORMAT, f"is of format {found!r}, not {FORMAT}")
   found = header["frame_hop"]
   check(
     found == FRAME_HOP,
@@ -160,7 +160,7 @@ def write_header(directory: Path, header: dict[str, Any]) -> None:
       say.
   """
   frames = {"frame_hop": FRAME_HOP, "frame_rate": SAMPLE_RATE // FRAME_HOP}
-  content = json.dumps({"format": _FORMAT} | frames | header, indent=2)
+  content = json.dumps({"format": FORMAT} | frames | header, indent=2)
   write_atomically(directory / "header.json", content)
 
 
@@ -196,139 +196,6 @@ def corpus_hash(source: Source) -> str:
   return digest.hexdigest()[:16]
 
 
-class LabelWriter:
-  """Writes the labels of a split, from where a killed process left it.
-
-  Whatever was whole in the folder is not, until `write_header` says so again.
-
-  Attributes:
-    done: units of work (batches, say) that no kill undoes any more.
-  """
-
-  def __init__(
-    self,
-    directory: Path,
-    split: str,
-    source: Source,
-    identity: dict[str, Any],
-  ):
-    """Goes on with the labels of `source`, or starts over.
-
-    Args:
-      directory: of the set; made if there is none.
-      split: of the set.
-      source: all that is labelled.
-      identity: of the work, as JSON: `clusters`, the codebook's id, the
-        batching ...; the source is added to it. Work of another starts over.
-
-    Raises:
-      ValueError: records share an id, or there are too many clusters.
-    """
-    self._clusters = identity["clusters"]
-    if not 0 < self._clusters <= NO_LABEL:
-      raise ValueError(f"{self._clusters} clusters are not 1 to {NO_LABEL}")
-    if len({*source.ids}) < len(source.ids):
-      raise ValueError("several records have the same id")
-    identity = identity | {"format": _FORMAT, "corpus": corpus_hash(source)}
-    self._identity = json.loads(json.dumps(identity))
-    self._ids = source.ids
-    self._frames = num_frames(np.asarray(source.num_samples, np.int64))
-    self._ends = np.cumsum(self._frames)
-    self._records = directory / f"{split}.jsonl"
-    self._whole = directory / f"{split}.labels"
-    self._part = directory / f"{split}.labels.part"
-    self._progress = directory / f"{split}.progress.json"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "header.json").unlink(missing_ok=True)
-    self.done = self._earlier()
-    if not self.done:
-      self._start()
-    self._labels = np.memmap(self._part, "<u2", "r+")
-
-  def write(self, record: int, start_frame: int, labels: np.ndarray) -> None:
-    """Puts down uint16 [T] from a frame of the source's `record` on.
-
-    Raises:
-      ValueError: it has no such frames, or there are no such clusters.
-    """
-    end = start_frame + len(labels)
-    if not 0 <= start_frame <= end <= self._frames[record]:
-      raise ValueError(
-        f"frames {start_frame} to {end} of {self._ids[record]!r}, which has "
-        f"{self._frames[record]}"
-      )
-    if labels.dtype != np.uint16 or not _valid(labels, self._clusters):
-      raise ValueError(f"labels are not uint16 below {self._clusters}")
-    first = int(self._ends[record] - self._frames[record])
-    self._labels[first + start_frame : first + end] = labels
-
-  def checkpoint(self, done: int) -> None:
-    """Brings to disk what was written: `done` units of work in all."""
-    self._labels.flush()
-    progress = {"done": done, "identity": self._identity}
-    write_atomically(self._progress, json.dumps(progress))
-    self.done = done
-
-  def finish(self) -> dict[str, Any]:
-    """Ends the split, whether or not every frame was written.
-
-    Returns:
-      The split's part of the header. corpus: its hash; records; frames;
-      damaged: records with a frame that has no label; usage: [K] frames of
-      each cluster; crc32 of the labels; records_crc32 of the JSON lines.
-    """
-    self._labels.flush()
-    usage = np.zeros(self._clusters, np.int64)
-    damaged = np.zeros(len(self._ids), bool)
-    crc32 = position = 0
-    for labels in _blocks(self._part):
-      crc32 = zlib.crc32(labels, crc32)
-      none = labels == NO_LABEL
-      usage += np.bincount(labels[~none], minlength=self._clusters)
-      places = position + np.flatnonzero(none)
-      damaged[np.searchsorted(self._ends, places, side="right")] = True
-      position += len(labels)
-    records = "".join(
-      json.dumps({"id": clip, "frames": frames}) + "\n"
-      for clip, frames in zip(self._ids, self._frames.tolist(), strict=True)
-    ).encode()
-    write_atomically(self._records, records)
-    self._part.replace(self._whole)
-    return {
-      "corpus": self._identity["corpus"],
-      "records": len(self._ids),
-      "frames": position,
-      "damaged": int(damaged.sum()),
-      "usage": usage.tolist(),
-      "crc32": crc32,
-      "records_crc32": zlib.crc32(records),
-    }
-
-  def _earlier(self) -> int:
-    """The units that are done in the file to go on with; 0: none is."""
-    try:
-      progress = json.loads(self._progress.read_bytes())
-      if progress["identity"] != self._identity:
-        return 0
-      if not self._part.exists():
-        self._whole.replace(self._part)  # Finished, but then no header.
-      size = self._part.stat().st_size
-      return progress["done"] if size == 2 * self._ends[-1] else 0
-    except (OSError, ValueError, LookupError, TypeError):
-      return 0
-
-  def _start(self) -> None:
-    """Makes a file without labels."""
-    # In this order, that progress may never be taken for that of another file.
-    self._progress.unlink(missing_ok=True)
-    self._whole.unlink(missing_ok=True)
-    left = int(self._ends[-1])
-    with self._part.open("wb") as f:  # On a full disk a map would crash.
-      while left:
-        f.write(np.full(min(left, _BLOCK), NO_LABEL, "<u2"))
-        left -= min(left, _BLOCK)
-
-
 def _check(
   directory: Path, passed: bool, problem: str, remedy: str = _LABEL_IT
 ) -> None:
@@ -354,7 +221,7 @@ def _parse(directory: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
 def _parse_header(data: bytes) -> dict[str, Any]:
   header = json.loads(data)
   numbers = [header["format"]]
-  if header["format"] == _FORMAT:  # What another holds is not known.
+  if header["format"] == FORMAT:  # What another holds is not known.
     numbers += [header["frame_hop"], header["clusters"]]
     for about in header["splits"].values():
       numbers += [about[key] for key in ("frames", "crc32", "records_crc32")]
@@ -394,21 +261,22 @@ def _check_labels(
   problem = f"{path.name} has {size} bytes, not {expected}"
   _check(directory, size == expected, problem, _COPY_IT)
   crc32, valid = 0, True
-  for labels in _blocks(path):
+  for labels in blocks(path):
     crc32 = zlib.crc32(labels, crc32)
-    valid = valid and _valid(labels, clusters)
+    valid = valid and are_valid(labels, clusters)
   problem = f"{path.name} is damaged: its crc32 is not the header's"
   _check(directory, crc32 == about["crc32"], problem, _COPY_IT)
   problem = f"{path.name} has labels that are not below {clusters}"
   _check(directory, valid, problem, _COPY_IT)
 
 
-def _blocks(path: Path) -> Iterator[np.ndarray]:
-  """The labels of a file, in pieces."""
+def blocks(path: Path) -> Iterator[np.ndarray]:
+  """The labels of a file, uint16 [at most BLOCK] at a time."""
   with path.open("rb") as f:
-    while data := f.read(2 * _BLOCK):
+    while data := f.read(2 * BLOCK):
       yield np.frombuffer(data, "<u2")
 
 
-def _valid(labels: np.ndarray, clusters: int) -> bool:
+def are_valid(labels: np.ndarray, clusters: int) -> bool:
+  """Whether all of uint16 [N] are below `clusters`, or NO_LABEL."""
   return bool(((labels < clusters) | (labels == NO_LABEL)).all())

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import FRAME_HOP, num_frames
+from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import (
-  LabelWriter,
   codebook_id,
   read_codebook,
   read_header,
