@@ -18,6 +18,8 @@ from ssl_jax import FRAME_HOP, num_frames
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import (
   codebook_id,
+  corpus_hash,
+  open_labels,
   read_codebook,
   read_header,
   write_codebook,
@@ -46,7 +48,7 @@ def label_corpus(
 ) -> dict[str, Any]:
   """Labels every frame of some splits with one codebook, fitted on "train".
 
-  What an earlier call left in `folder` is gone on with.
+  What an earlier call left in `folder` is gone on with; made anew if damaged.
 
   Args:
     config: of the run: kmeans, batches, reading.
@@ -69,13 +71,24 @@ def label_corpus(
     "kmeans": config.kmeans.to_dict(),
     "seed": config.seed,
     "pieces": [*config.data.bucket_seconds, config.eval.batch_seconds],
+    "corpus": {split: corpus_hash(source) for split, source in sources.items()},
   }
   _claim(folder, identity)
   if (folder / "header.json").exists():
-    _log.info(
-      "these labels are complete: choose another --workdir for new ones"
-    )
-    return read_header(folder)
+    try:
+      for split, source in sources.items():
+        open_labels(folder, split, source, clusters)
+    except UserError as error:
+      _log.warning("%s: making them anew", error)
+      for name in ("header.json", "codebook.npy"):
+        (folder / name).unlink(missing_ok=True)
+      for split in sources:
+        (folder / f"{split}.progress.json").unlink(missing_ok=True)
+    else:
+      _log.info(
+        "these labels are complete: choose another --workdir for new ones"
+      )
+      return read_header(folder)
 
   def frames_of(
     waveform: jax.Array, length: jax.Array
@@ -167,8 +180,8 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
       write_atomically(path, text)
     elif path.read_text() != text:
       raise UserError(
-        f"--workdir={folder} holds labels of another encoder, layer, number of "
-        "clusters or config; choose another"
+        f"--workdir={folder} holds labels of another corpus, encoder, layer, "
+        "number of clusters or config; choose another"
       )
   except OSError as error:
     raise UserError(
