@@ -1,4 +1,4 @@
-"""Imports point one way (docs/architecture.md)."""
+"""Imports point one way (docs/clip.md)."""
 
 import ast
 from pathlib import Path
