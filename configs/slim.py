@@ -17,10 +17,12 @@ iteration: of hubert. single (default): labels are k-means on MFCC, fitted at
 budget: full (default), half.
 """
 
+from os.path import relpath
+
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.budget import flops
+from ssl_jax.budget import updates as updates_lib
 from ssl_jax.errors import UserError
 
 # paper.md, "Architectures": updates; peak learning rate of HuBERT and TERA, and
@@ -71,7 +73,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   updates, rate, wav2vec2_rate = _RECIPE[size]
   warmup = 32_000  # At every size and budget.
   if updates is None:
-    updates = flops.matched_updates(config, config_lib.base())
+    slim = config_lib.base()
+    slim.objective.name = objective
+    updates = updates_lib.matched(config, slim)
   if objective == "wav2vec2":
     rate = wav2vec2_rate
     config.masking.mask_prob = 0.65
@@ -82,6 +86,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
       updates, config.batch.seconds = 160_144, 78.0  # Half the batch.
   if values["iteration"] == "2":
     config.hubert.labels, config.hubert.clusters = "", (500,)
+    earlier = "small" if size == "small" else "100"
+    config.hubert.earlier = f"{relpath(__file__)}:size={earlier},iteration=1"
   elif values["iteration"] == "1":
     updates, warmup = round(updates * 250_000 / 400_000), 20_000
   config.budget.updates = updates // (2 if values["budget"] == "half" else 1)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from ssl_jax.errors import UserError
 
@@ -56,6 +56,7 @@ def _parse(argv: list[str]) -> None:
       _fail("--config=configs/... is missing; see --help", 2)
     if "config" in FLAGS:
       FLAGS.config.items()  # A file that could not be read fails here.
+      _clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
   except UserError as error:
     _fail(str(error), 1)
   except (flags.Error, OSError) as error:
@@ -63,6 +64,14 @@ def _parse(argv: list[str]) -> None:
   except (AttributeError, KeyError) as error:
     # ml_collections names the nearest key, in a doubly quoted message.
     _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
+
+
+def _clear_other_budgets(config: ConfigDict, given: dict) -> None:
+  """A budget on the command line is in place of the config's."""
+  if any(key.startswith("budget.") for key in given):
+    for key, value in config.budget.items():
+      if f"budget.{key}" not in given:
+        config.budget[key] = type(value)()
 
 
 def _help(main: Callable[[], dict]) -> str:

@@ -5,8 +5,10 @@ Experiments in `configs/` start from `base()` and state what differs. Code reads
 """
 
 import difflib
+import importlib.util
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -101,6 +103,8 @@ def base() -> ConfigDict:
   config.hubert.final_dim = 256  # Of the space of labels.
   config.hubert.logit_temperature = 0.1
   config.hubert.unmasked_weight = 0.0  # x mean loss over unmasked frames.
+  # The config of the run whose encoder made the labels, to count its FLOPs.
+  config.hubert.earlier = ""
 
   config.wav2vec2 = ConfigDict()
   config.wav2vec2.num_groups = 2  # Of the product quantizer.
@@ -138,8 +142,13 @@ def base() -> ConfigDict:
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip_norm = 10.0  # Of the global gradient.
 
+  # One of the three, the others 0 or "". Setting one on the command line
+  # clears the others.
   config.budget = ConfigDict()
   config.budget.updates = 400_000
+  config.budget.flops = 0.0  # Of training, as logged: padding counts.
+  # A config, as of --config: as many FLOPs as its run, with its batch.seconds.
+  config.budget.match = ""
 
   config.log = ConfigDict()
   config.log.every = 100  # Updates between lines of metrics.
@@ -185,6 +194,21 @@ def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
       )
     values[key] = value
   return values
+
+
+def load(path: str) -> ConfigDict:
+  """The config of `FILE.py:ARGUMENT`, as --config takes it.
+
+  Raises:
+    UserError: there is no such file, or no such argument.
+  """
+  file, _, arg = path.partition(":")
+  if not Path(file).is_file():
+    raise UserError(f"no config file {file!r} (of {path!r})")
+  spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg or None)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from ssl_jax.config import flatten, label_sets, nearest, warmup_updates
+from ssl_jax.config import flatten, label_sets, nearest
 from ssl_jax.errors import UserError
 
 _CHOICES = {
@@ -19,7 +19,6 @@ _CHOICES = {
 _LIMITS = dict.fromkeys(
   (
     "batch.microbatches",
-    "budget.updates",
     "checkpoint.every",
     "checkpoint.keep",
     "encoder.ffn_size",
@@ -134,9 +133,9 @@ def validate(config: ConfigDict) -> None:
         f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
         f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
       )
-  if warmup_updates(config) >= config.budget.updates > 1:
+  stated = [k for k in ("updates", "flops", "match") if config.budget[k]]
+  if len(stated) != 1:
     raise UserError(
-      f"config.optimizer.warmup_updates={warmup_updates(config)} leaves "
-      f"nothing of config.budget.updates={config.budget.updates}: lower it or "
-      "set it to 0 to use config.optimizer.warmup_fraction"
+      "config.budget: set one of updates, flops and match, not "
+      + (" and ".join(stated) or "none")
     )

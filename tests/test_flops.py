@@ -11,22 +11,8 @@ from ssl_jax.budget import flops
 from ssl_jax.objectives import make_objective
 from ssl_jax.training import step
 
-# paper.md: updates at the full budget; HuBERT's parameters, in millions; share
-# of the stem in the forward pass.
-UPDATES = {
-  "30": 550_070,
-  "50": 499_953,
-  "60": 477_321,
-  "70": 454_811,
-  "90": 414_242,
-  "100": 400_000,
-  "130": 363_047,
-  "160": 328_915,
-  "190": 304_098,
-  "200": 297_370,
-  "base": 187_222,
-  "large": 72_234,
-}
+# paper.md: HuBERT's parameters, in millions; share of the stem in the forward
+# pass.
 PARAMS = {
   "30": 5.9,
   "50": 9.9,
@@ -68,12 +54,6 @@ def hubert_forward(size):
   config = sized(size)
   head = 2 * num_frames(CROP) * config.encoder.hidden_size * 256
   return flops.forward_flops(config, CROP, head)
-
-
-@pytest.mark.parametrize("size", UPDATES)
-def test_equal_cost_gives_the_published_updates(size):
-  updates = flops.matched_updates(sized(size), sized("100"))
-  assert updates == pytest.approx(UPDATES[size], rel=0.003)
 
 
 def test_forward_cost_of_slim_equals_the_published():

@@ -17,8 +17,6 @@ from ssl_jax.models.frontend import STEM_LAYERS
 from ssl_jax.signal import fbank
 
 REFERENCE_CROP = 224_000  # Samples: the crop the paper's budgets refer to.
-_HUBERT_HEAD = 256  # final_proj of the published counts.
-_SLIM_UPDATES = 400_000  # The full budget, in updates of Slim (100 %).
 
 # Dense peak FLOP/s a device, as their makers state it for bfloat16.
 _PEAK_FLOPS_PER_SECOND = {
@@ -104,16 +102,6 @@ def forward_flops(
     targets=targets,
     stem_is_learned=config.frontend.name == "waveform",
   )
-
-
-def matched_updates(config: ConfigDict, slim: ConfigDict) -> int:
-  """Updates of `config` that cost as much as the full budget of Slim."""
-
-  def cost(c: ConfigDict) -> int:
-    head = num_frames(REFERENCE_CROP) * 2 * c.encoder.hidden_size * _HUBERT_HEAD
-    return forward_flops(c, REFERENCE_CROP, head).total
-
-  return round(_SLIM_UPDATES * cost(slim) / cost(config))
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:

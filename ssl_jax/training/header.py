@@ -13,7 +13,7 @@ from ssl_jax.training.optimizer import make_schedule
 
 
 def facts(
-  config: ConfigDict, plan: BatchPlan, params: Any, clip_flops: dict[int, int]
+  config: ConfigDict, plan: BatchPlan, params: Any, flops_per_update: float
 ) -> dict[str, Any]:
   """Everything the header states, as numbers.
 
@@ -21,14 +21,9 @@ def facts(
     config: of the run.
     plan: of the training data.
     params: tree of arrays or of their shapes.
-    clip_flops: training FLOPs of a clip, by bucket length in samples.
+    flops_per_update: of training, on average over the buckets.
   """
   updates = config.budget.updates
-  # Each bucket's share of the updates is its share of an epoch's batches.
-  flops_per_update = sum(
-    share * rows * clip_flops[length]
-    for (rows, length), share in zip(plan.shapes, plan.shares)
-  )
   schedule = make_schedule(config)
   return {
     "params": sum(leaf.size for leaf in jax.tree.leaves(params)),

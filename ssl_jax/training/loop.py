@@ -18,6 +18,7 @@ from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.budget import flops as flops_lib
 from ssl_jax.budget import report
+from ssl_jax.budget import updates as updates_lib
 from ssl_jax.data import open_source
 from ssl_jax.data.batches import load_batch, make_iterator
 from ssl_jax.data.labels import LabelSet, codebook_id, open_labels
@@ -54,6 +55,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   """
   started = time.monotonic()
   validate(config)
+  config = updates_lib.match(config)
 
   # Data
   train_source = open_source(config.data, "train")
@@ -68,23 +70,25 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     valid_source.num_samples, buckets, config.eval.batch_seconds
   )
 
+  # Budget: each bucket's share of the updates is its share of the batches.
+  clip_flops = {
+    length: updates_lib.clip_flops(config, length).training
+    for _, length in plan.shapes
+  }
+  flops_per_update = sum(
+    share * rows * clip_flops[length]
+    for (rows, length), share in zip(plan.shapes, plan.shares)
+  )
+  config = updates_lib.resolve(config, flops_per_update)
+
   # Model and optimizer
   objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
   init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
 
   # Header
-  clip_flops = {
-    length: flops_lib.forward_flops(
-      config,
-      length,
-      objective.head_flops(length),
-      objective.target_flops(length),
-    ).training
-    for _, length in plan.shapes
-  }
   params = jax.eval_shape(init)["params"]
-  header = header_lib.facts(config, plan, params, clip_flops)
+  header = header_lib.facts(config, plan, params, flops_per_update)
   _log.info("%s", header_lib.text(header, config))
   if dry_run:
     return header
@@ -251,6 +255,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "train_seconds": spent["train_seconds"],
     "mfu": peak
     and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
+    "devices": header["devices"],
+    "device_kind": header["device_kind"],
   }
   report.draw_losses(workdir)
   _log.info("%s", report.summary(result))

@@ -19,6 +19,7 @@ from ssl_jax import num_frames
 from ssl_jax.config import stored_label_sets
 from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.transformer import row_keys
+from ssl_jax.objectives import make_objective
 from ssl_jax.signal import spans
 
 # Purposes of the keys drawn from the seed.
@@ -69,6 +70,15 @@ def init_state(
       for name, total in (totals | dict.fromkeys(_OWN, jnp.zeros(()))).items()
     },
   }
+
+
+def num_params(config: ConfigDict) -> int:
+  """Of the model and its objective."""
+  objective = make_objective(config, jnp.float32)
+  state = jax.eval_shape(
+    lambda: init_state(objective, optax.identity(), config)
+  )
+  return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
 
 
 def prepare(
