@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import linen as nn
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
-from ssl_jax.budget import flops
+from ssl_jax.budget import flops, updates
 from ssl_jax.objectives import make_objective
-from ssl_jax.training import step
+from ssl_jax.training import optimizer, step
 
 # paper.md: HuBERT's parameters, in millions; share of the stem in the forward
 # pass.
@@ -90,36 +91,46 @@ def test_parameters_equal_the_published(size, objective):
   assert params / 1e6 == pytest.approx(published, abs=0.06)
 
 
+@pytest.fixture
+def gelu_is_one_operation(monkeypatch):
+  """XLA counts the polynomial it makes of GELU: up to 4.6 % of a forward pass
+  that we count matmuls and convolutions of."""
+  monkeypatch.setattr(nn, "gelu", lambda x, approximate: jnp.maximum(x, 0))
+
+
 @pytest.mark.parametrize(
-  ("frontend", "objective"),
+  ("size", "frontend", "objective"),
   [
-    ("waveform", "hubert"),
-    ("logmel", "hubert"),
-    ("logmel", "tera"),
-    ("logmel", "wav2vec2"),
+    ("30", "waveform", "hubert"),
+    ("100", "waveform", "hubert"),
+    ("200", "waveform", "hubert"),
+    ("100", "waveform", "wav2vec2"),
+    ("30", "logmel", "hubert"),
+    ("30", "logmel", "tera"),
+    ("30", "logmel", "wav2vec2"),
   ],
 )
-def test_forward_cost_equals_xla(frontend, objective):
-  config = sized("30")
+def test_costs_equal_xla(size, frontend, objective, gelu_is_one_operation):
+  config = sized(size)
   config.frontend.name = frontend
   config.objective.name = objective
   model = make_objective(config, jnp.float32)
-  state = jax.eval_shape(
-    lambda: step.init_state(model, optax.identity(), config)
-  )
+  adam = optimizer.make_optimizer(config)
+  state = jax.eval_shape(lambda: step.init_state(model, adam, config))
   batch = step.abstract_batch(config, 1, 80_000)
   inputs = jax.eval_shape(
     lambda batch: step.prepare(model, config, batch, jax.random.key(0)), batch
   )
-  compiled = (
-    jax.jit(
-      lambda params, inputs: model.apply({"params": params}, inputs, None, 0)
-    )
-    .lower(state["params"], inputs)
-    .compile()
-  )
-  ours = flops.forward_flops(config, 80_000, model.head_flops(80_000)).total
-  assert compiled.cost_analysis()["flops"] == pytest.approx(ours, rel=0.05)
+  forward = jax.jit(
+    lambda params, inputs: model.apply({"params": params}, inputs, None, 0)
+  ).lower(state["params"], inputs)
+  ours = updates.clip_flops(config, 80_000)
+  xla = forward.cost_analysis()["flops"]
+  assert xla == pytest.approx(ours.total, rel=0.03)
+  if (size, frontend, objective) == ("30", "waveform", "hubert"):
+    update = jax.jit(step.make_train_step(model, adam, config))
+    xla = update.lower(state, batch).compile().cost_analysis()["flops"]
+    assert xla == pytest.approx(ours.training, rel=0.03)
 
 
 def test_readable():
