@@ -68,10 +68,11 @@ def _parse(argv: list[str]) -> None:
 
 def _clear_other_budgets(config: ConfigDict, given: dict) -> None:
   """A budget on the command line is in place of the config's."""
-  if any(key.startswith("budget.") for key in given):
-    for key, value in config.budget.items():
+  ways = ("updates", "flops", "match")
+  if any(f"budget.{key}" in given for key in ways):
+    for key in ways:
       if f"budget.{key}" not in given:
-        config.budget[key] = type(value)()
+        config.budget[key] = type(config.budget[key])()
 
 
 def _help(main: Callable[[], dict]) -> str:

@@ -48,6 +48,9 @@ def base() -> ConfigDict:
   config.data.dir = ""  # folder: a tree of wav/flac/ogg/mp3 files, any rate.
   config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
   config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
+  # Of training audio, taken alike from its speakers; 0: all there is. The hours
+  # of a smaller number are among those of a larger.
+  config.data.hours = 0.0
   config.data.min_seconds = 2.0  # Shorter clips are skipped.
   # Clips are padded to the nearest bucket above; longer ones than the last are
   # cropped to it at random. Each bucket is one compiled shape.
@@ -136,6 +139,8 @@ def base() -> ConfigDict:
   config.optimizer.learning_rate = 5e-4  # Peak; linear warm-up, linear decay.
   config.optimizer.warmup_fraction = 0.08  # Of the updates ...
   config.optimizer.warmup_updates = 0  # ... or a fixed count, if not 0.
+  # Of the updates after the warm-up; the others before it are at the peak.
+  config.optimizer.decay_fraction = 1.0
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.98
   config.optimizer.eps = 1e-6
@@ -149,6 +154,10 @@ def base() -> ConfigDict:
   config.budget.flops = 0.0  # Of training, as logged: padding counts.
   # A config, as of --config: as many FLOPs as its run, with its batch.seconds.
   config.budget.match = ""
+  # Workdir of a run of this config but a larger budget: this one goes on from
+  # its checkpoint where the decay begins. Needs warmup_updates and
+  # decay_fraction below 1; the trunk saves there by checkpoint.at.
+  config.budget.trunk = ""
 
   config.log = ConfigDict()
   config.log.every = 100  # Updates between lines of metrics.
@@ -161,6 +170,7 @@ def base() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 5_000  # Updates; also at the end.
   config.checkpoint.keep = 2  # The last so many, beside the best.
+  config.checkpoint.at = ()  # Updates that are saved and kept as well.
   return config.lock()
 
 
@@ -235,6 +245,12 @@ def warmup_updates(config: ConfigDict) -> int:
   return config.optimizer.warmup_updates or round(
     config.optimizer.warmup_fraction * config.budget.updates
   )
+
+
+def decay_updates(config: ConfigDict) -> int:
+  """Updates of the learning rate's decay, which ends the run."""
+  after_warmup = config.budget.updates - warmup_updates(config)
+  return round(config.optimizer.decay_fraction * after_warmup)
 
 
 def label_sets(config: ConfigDict) -> list[str]:

@@ -67,6 +67,7 @@ _LIMITS |= {
   "optimizer.b1": (0.0, 0.9999999),
   "optimizer.b2": (0.0, 0.9999999),
   "optimizer.clip_norm": (1e-6, math.inf),
+  "optimizer.decay_fraction": (0.0, 1.0),
   "optimizer.eps": (1e-20, 1.0),
   "optimizer.learning_rate": (0.0, 1.0),
   "optimizer.warmup_fraction": (0.0, 1.0),
@@ -133,6 +134,14 @@ def validate(config: ConfigDict) -> None:
         f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
         f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
       )
+  if config.budget.trunk and not (
+    config.optimizer.warmup_updates and config.optimizer.decay_fraction < 1
+  ):
+    raise UserError(
+      f"config.budget.trunk={config.budget.trunk!r} needs a schedule that runs "
+      "of several budgets share: set config.optimizer.warmup_updates, and "
+      "config.optimizer.decay_fraction below 1"
+    )
   stated = [k for k in ("updates", "flops", "match") if config.budget[k]]
   if len(stated) != 1:
     raise UserError(

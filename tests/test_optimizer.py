@@ -57,3 +57,17 @@ def test_schedule_of_slim_is_the_published_one(warmup):
     (400_000, 0.0),
   ]:
     assert float(schedule(update)) == pytest.approx(rate, abs=1e-9)
+
+
+def test_between_warm_up_and_decay_the_rate_stays():
+  config = config_lib.base()
+  config.optimizer.decay_fraction = 0.25
+  schedule = optimizer.make_schedule(config)
+  for update, rate in [
+    (16_000, 2.5e-4),
+    (32_000, 5e-4),
+    (308_000, 5e-4),  # 92,000 before the end.
+    (354_000, 2.5e-4),
+    (400_000, 0.0),
+  ]:
+    assert float(schedule(update)) == pytest.approx(rate, abs=1e-9)

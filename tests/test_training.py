@@ -289,6 +289,62 @@ def test_devices_only_split_the_work(tmp_path, objective):
     assert ours == pytest.approx(theirs, rel=1e-4 if late else 1e-5)
 
 
+def shared(updates: int):
+  config = tiny(updates)
+  config.optimizer.warmup_updates = 3
+  config.optimizer.decay_fraction = 0.5
+  return config
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+  """20 updates, decaying from 12; a run of 12 would decay from 8."""
+  config = shared(20)
+  config.checkpoint.at = (8,)
+  config.checkpoint.keep = 1
+  workdir = tmp_path_factory.mktemp("trunk")
+  return workdir, loop.train(config, workdir)
+
+
+def test_a_branch_is_the_run_it_saves(tmp_path, long_run):
+  alone = loop.train(shared(12), tmp_path / "alone")
+  config = shared(12)
+  config.budget.trunk = str(long_run[0])
+  branch = loop.train(config, tmp_path / "branch")
+  for key in ("updates", "flops", "audio_seconds", "valid_loss"):
+    assert branch[key] == alone[key]
+  assert branch["trunk_flops"] == pytest.approx(
+    8 / 12 * alone["flops"], rel=0.2
+  )
+  assert alone["trunk_flops"] == 0
+  ours = reproducible(tmp_path / "branch")
+  assert ours[0]["update"] == 8
+  late = [x for x in reproducible(tmp_path / "alone") if x["update"] > 8]
+  assert ours[1:] == late
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (("budget.updates", 24), "decays from update 12, before .* at 14"),
+    (("budget.updates", 10), r"no checkpoint at update 6 .*at='\(6,\)'"),
+    (("optimizer.learning_rate", 1e-3), "learning_rate: 0.01 there, 0.001"),
+    (("budget.trunk", "nowhere"), "no readable config.json"),
+    (("optimizer.decay_fraction", 1.0), "decay_fraction below 1"),
+  ],
+)
+def test_a_trunk_that_cannot_be_shared_is_refused(
+  tmp_path, long_run, change, said
+):
+  config = shared(12)
+  config.budget.trunk = str(long_run[0])
+  section, key = change[0].split(".")
+  config[section][key] = change[1]
+  with pytest.raises(UserError, match=said):
+    loop.train(config, tmp_path)
+  assert not read_jsonl(tmp_path / "metrics.jsonl")
+
+
 def test_interrupt_says_how_to_go_on(tmp_path):
   process = start_main(tmp_path, *SMALL, "--config.checkpoint.every=5")
   while not read_jsonl(tmp_path / "metrics.jsonl"):

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from ssl_jax.data import embedded, folder, source
+from ssl_jax.data.subset import take_hours
 
 # A new source is one file with an `open_split`, and one line here.
 SOURCES = {
@@ -22,4 +23,7 @@ def open_source(config: ConfigDict, split: str) -> source.Source:
     UserError: naming what the source cannot use, and the remedy.
   """
   source.check_choice("--config.data.source", config.source, SOURCES)
-  return SOURCES[config.source](config, split)
+  opened = SOURCES[config.source](config, split)
+  if split == "train" and config.hours:
+    opened = take_hours(opened, config.hours)
+  return opened

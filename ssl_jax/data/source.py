@@ -40,6 +40,9 @@ class Source(Protocol):
       audio.DamagedAudio: the clip cannot be read.
     """
 
+  def select(self, indices: Iterable[int]) -> "Source":
+    """The clips at `indices`, in that order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioFiles:
@@ -57,7 +60,7 @@ class AudioFiles:
     return audio.read(self.paths[index], start, num_samples)
 
   def select(self, indices: Iterable[int]) -> "AudioFiles":
-    """The clips at `indices`, in that order; `skipped` stays whole."""
+    """See `Source.select`; `skipped` stays whole."""
     indices = list(indices)
     return AudioFiles(
       ids=[self.ids[i] for i in indices],

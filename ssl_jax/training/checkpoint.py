@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous, atomic; the last few and the best are kept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,19 @@ class Checkpoints:
   object of what the run has spent. A save that did not finish is never seen.
   """
 
-  def __init__(self, workdir: Path, keep: int):
+  def __init__(self, workdir: Path, keep: int | None, at: Sequence[int] = ()):
+    """Opens, or begins, the checkpoints of a workdir.
+
+    Args:
+      workdir: of the run.
+      keep: the last so many, beside the best; None: only reads.
+      at: updates whose checkpoints are kept as well.
+    """
+    path = (workdir / "checkpoints").absolute()
+    if keep is None:
+      options = ocp.CheckpointManagerOptions(create=False)
+      self._manager = ocp.CheckpointManager(path, options=options)
+      return
     best = policies.BestN(
       get_metric_fn=lambda metrics: metrics["valid_loss"],
       reverse=True,  # The lowest.
@@ -25,14 +38,18 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     self._manager = ocp.CheckpointManager(
-      (workdir / "checkpoints").absolute(),
+      path,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
-          [policies.LatestN(keep), best]
+          [policies.LatestN(keep), best, policies.CustomSteps(at)]
         ),
         cleanup_tmp_directories=True,
       ),
     )
+
+  def all(self) -> list[int]:
+    """Updates of the complete checkpoints."""
+    return list(self._manager.all_steps())
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's update; None if there is none."""

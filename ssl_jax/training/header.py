@@ -13,20 +13,20 @@ from ssl_jax.training.optimizer import make_schedule
 
 
 def facts(
-  config: ConfigDict, plan: BatchPlan, params: Any, flops_per_update: float
+  config: ConfigDict, plan: BatchPlan, params: int, flops_per_update: float
 ) -> dict[str, Any]:
   """Everything the header states, as numbers.
 
   Args:
     config: of the run.
     plan: of the training data.
-    params: tree of arrays or of their shapes.
+    params: of the model and its objective.
     flops_per_update: of training, on average over the buckets.
   """
   updates = config.budget.updates
   schedule = make_schedule(config)
   return {
-    "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "params": params,
     "updates": updates,
     "warmup_updates": warmup_updates(config),
     "seconds_per_update": plan.seconds_per_update,

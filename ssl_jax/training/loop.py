@@ -15,15 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax import config as config_lib
 from ssl_jax.budget import flops as flops_lib
 from ssl_jax.budget import report
-from ssl_jax.budget import updates as updates_lib
-from ssl_jax.data import open_source
 from ssl_jax.data.batches import load_batch, make_iterator
-from ssl_jax.data.labels import LabelSet, codebook_id, open_labels
-from ssl_jax.data.plan import BatchPlan, valid_batches
-from ssl_jax.data.source import Source
+from ssl_jax.data.labels import codebook_id
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
@@ -31,13 +26,13 @@ from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import make_objective
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import metrics as metrics_lib
-from ssl_jax.training import sharding
+from ssl_jax.training import sharding, trunk
 from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.optimizer import make_optimizer, make_schedule
-from ssl_jax.validation import validate
+from ssl_jax.training.setup import set_up
 
 _log = logging.getLogger("ssl_jax")
 
@@ -54,73 +49,51 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       a loss that is not finite.
   """
   started = time.monotonic()
-  validate(config)
-  config = updates_lib.match(config)
-
-  # Data
-  train_source = open_source(config.data, "train")
-  valid_source = open_source(config.data, "valid")
-  train_labels = _open_labels(config, "train", train_source)
-  valid_labels = _open_labels(config, "valid", valid_source)
-  buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
-  plan = BatchPlan(
-    train_source.num_samples, buckets, config.batch.seconds, config.seed
-  )
-  valid_plan = valid_batches(
-    valid_source.num_samples, buckets, config.eval.batch_seconds
-  )
-
-  # Budget: each bucket's share of the updates is its share of the batches.
-  clip_flops = {
-    length: updates_lib.clip_flops(config, length).training
-    for _, length in plan.shapes
-  }
-  flops_per_update = sum(
-    share * rows * clip_flops[length]
-    for (rows, length), share in zip(plan.shapes, plan.shares)
-  )
-  config = updates_lib.resolve(config, flops_per_update)
-
-  # Model and optimizer
-  objective = make_objective(config, compute_dtype(config))
-  optimizer = make_optimizer(config)
-  init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
-
-  # Header
-  params = jax.eval_shape(init)["params"]
-  header = header_lib.facts(config, plan, params, flops_per_update)
+  setup = set_up(config)
+  config, plan, header = setup.config, setup.plan, setup.header
   _log.info("%s", header_lib.text(header, config))
   if dry_run:
     return header
 
-  # Where to start: the workdir's newest checkpoint, else fresh parameters.
+  # A workdir is one run's, and done once
   workdir_lib.claim(workdir, config)
   _log.info("%14s  %s", "workdir", workdir)
   if result := workdir_lib.read_result(workdir):
     _log.info("this run is complete: choose another --workdir for a new one")
     return result
-  by_row, replicated = sharding.over_devices()
-  abstract_state = sharding.abstract(jax.eval_shape(init), replicated)
-  checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-  update = checkpoints.latest() or 0
-  if update:
-    state, spent = checkpoints.restore(update, abstract_state)
-    _log.info("resuming at update %d", update)
-  else:
-    state = jax.device_put(init(), replicated)
-    spent = {k: 0 for k in ("audio_samples", "flops")} | {
-      k: 0.0 for k in ("train_seconds", "wall_seconds")
-    }
-  started -= spent["wall_seconds"]
 
   # What is fitted to the audio before training
-  codebooks = mfcc_codebooks(config, workdir, train_source)
+  codebooks = mfcc_codebooks(config, workdir, setup.train_source)
   workdir_lib.claim_codebooks(
     workdir,
     [codebook_id(codebook) for codebook in codebooks]
-    + [label_set.header["codebook"] for label_set in train_labels],
+    + [label_set.header["codebook"] for label_set in setup.train_labels],
   )
+
+  # Model and optimizer
   objective = make_objective(config, compute_dtype(config), codebooks)
+  optimizer = make_optimizer(config)
+  init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
+
+  # Where to start: the workdir's newest checkpoint, else the trunk's at the
+  # decay, else fresh parameters.
+  by_row, replicated = sharding.over_devices()
+  abstract_state = sharding.abstract(jax.eval_shape(init), replicated)
+  checkpoints = Checkpoints(
+    workdir, config.checkpoint.keep, config.checkpoint.at
+  )
+  update = first_update = checkpoints.latest() or 0
+  if update:
+    state, spent = checkpoints.restore(update, abstract_state)
+    _log.info("resuming at update %d", update)
+  elif config.budget.trunk:
+    update, state, spent = trunk.restore(config, abstract_state)
+  else:
+    state = jax.device_put(init(), replicated)
+    spent = {k: 0 for k in ("audio_samples", "flops", "trunk_flops")} | {
+      k: 0.0 for k in ("train_seconds", "wall_seconds")
+    }
+  started -= spent["wall_seconds"]
 
   # Every shape is compiled before the first update; none afterwards.
   row_multiple = jax.device_count() * config.batch.microbatches
@@ -146,8 +119,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
 
   def evaluate(params: Any) -> dict[str, float]:
     sums = None
-    for rows in valid_plan:
-      batch = load_batch(valid_source, rows, row_multiple, labels=valid_labels)
+    for rows in setup.valid_plan:
+      batch = load_batch(
+        setup.valid_source, rows, row_multiple, labels=setup.valid_labels
+      )
       new = valid_step(params, sharding.put(batch, batch["record"], by_row))
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))
@@ -158,25 +133,25 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   previous = None  # The update before and its metrics, still on the device.
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
-    writer = metrics_lib.MetricsWriter(workdir, update)
+    writer = metrics_lib.MetricsWriter(workdir, first_update)
     stack.callback(writer.close)
     progress = metrics_lib.Progress(update, updates, header["flops"])
     stack.callback(progress.close)
     batches = make_iterator(
-      train_source,
+      setup.train_source,
       plan,
       update,
       updates - update,
       row_multiple=row_multiple,
-      labels=train_labels,
+      labels=setup.train_labels,
       **config.loader,
     )
     stack.callback(batches.close)
     stack.enter_context(_resume_hint(workdir, checkpoints))
-    if update == 0:
+    if not first_update:
       values = evaluate(state["params"])
-      writer.write(0, "valid", values)
-      progress.print(f"update 0: valid loss {values['loss']:.4f}")
+      writer.write(update, "valid", values)
+      progress.print(f"update {update}: valid loss {values['loss']:.4f}")
     meter = metrics_lib.Meter(spent)
     alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
 
@@ -189,11 +164,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       )
       update += 1
       spent["audio_samples"] += int(batch["length"].sum())
-      spent["flops"] += plan.rows(length) * clip_flops[length]
+      spent["flops"] += plan.rows(length) * setup.clip_flops[length]
       log_due, eval_due, checkpoint_due = (
         update % config[name].every == 0 or update == updates
         for name in ("log", "eval", "checkpoint")
       )
+      checkpoint_due |= update in config.checkpoint.at
 
       # Metrics are read one update late, so that the device never waits for
       # the host, but before anything is made of the state they belong to.
@@ -245,6 +221,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "workdir": str(workdir),
     "updates": update,
     "flops": spent["flops"],
+    "trunk_flops": spent["trunk_flops"],
     "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
     "params": header["params"],
     "first_valid_loss": valid[0],
@@ -262,25 +239,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   _log.info("%s", report.summary(result))
   workdir_lib.write_result(workdir, result)
   return result
-
-
-def _open_labels(
-  config: ConfigDict, split: str, source: Source
-) -> list[LabelSet]:
-  """The stored label sets of a source, checked against it."""
-  if config.objective.name != "hubert":
-    return []
-  if "" in config_lib.label_sets(config):
-    raise UserError(
-      "config.hubert.labels is empty: give the folder of labels that `python "
-      "-m ssl_jax.label` made, or train iteration 1 (labels=mfcc) first"
-    )
-  sets = zip(config_lib.label_sets(config), config.hubert.clusters)
-  return [
-    open_labels(Path(name), split, source, clusters)
-    for name, clusters in sets
-    if name != "mfcc"
-  ]
 
 
 def _finite_loss(

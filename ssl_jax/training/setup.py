@@ -1,0 +1,109 @@
+"""What a run needs before its first update, opened and checked."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax import config as config_lib
+from ssl_jax.budget import updates as updates_lib
+from ssl_jax.data import open_source
+from ssl_jax.data.labels import LabelSet, open_labels
+from ssl_jax.data.plan import BatchPlan, valid_batches
+from ssl_jax.data.source import Source
+from ssl_jax.errors import UserError
+from ssl_jax.training import header as header_lib
+from ssl_jax.training import trunk
+from ssl_jax.training.step import num_params
+from ssl_jax.validation import validate
+
+
+class Setup(NamedTuple):
+  """A run that could start.
+
+  Attributes:
+    config: with `budget.updates`, whichever way its budget was stated.
+    train_source: of clips.
+    valid_source: of clips.
+    train_labels: stored label sets of the clips, if any.
+    valid_labels: the same.
+    plan: of the training batches.
+    valid_plan: rows of each validation batch.
+    clip_flops: training FLOPs of a clip, by bucket length in samples.
+    header: the run's facts, as numbers.
+  """
+
+  config: ConfigDict
+  train_source: Source
+  valid_source: Source
+  train_labels: list[LabelSet]
+  valid_labels: list[LabelSet]
+  plan: BatchPlan
+  valid_plan: Any
+  clip_flops: dict[int, int]
+  header: dict[str, Any]
+
+
+def set_up(config: ConfigDict) -> Setup:
+  """Opens the data, plans the batches and settles the budget.
+
+  Raises:
+    UserError: for a bad config, unusable data or labels.
+  """
+  validate(config)
+  config = updates_lib.match(config)
+  train_source = open_source(config.data, "train")
+  valid_source = open_source(config.data, "valid")
+  train_labels = _open_labels(config, "train", train_source)
+  valid_labels = _open_labels(config, "valid", valid_source)
+  buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
+  plan = BatchPlan(
+    train_source.num_samples, buckets, config.batch.seconds, config.seed
+  )
+  valid_plan = valid_batches(
+    valid_source.num_samples, buckets, config.eval.batch_seconds
+  )
+  clip_flops = {
+    length: updates_lib.clip_flops(config, length).training
+    for _, length in plan.shapes
+  }
+  # Each bucket's share of the updates is its share of an epoch's batches.
+  flops_per_update = sum(
+    share * rows * clip_flops[length]
+    for (rows, length), share in zip(plan.shapes, plan.shares)
+  )
+  config = updates_lib.resolve(config, flops_per_update)
+  if config.budget.trunk:
+    trunk.check(config)
+  header = header_lib.facts(config, plan, num_params(config), flops_per_update)
+  return Setup(
+    config,
+    train_source,
+    valid_source,
+    train_labels,
+    valid_labels,
+    plan,
+    valid_plan,
+    clip_flops,
+    header,
+  )
+
+
+def _open_labels(
+  config: ConfigDict, split: str, source: Source
+) -> list[LabelSet]:
+  """The stored label sets of a source, checked against it."""
+  if config.objective.name != "hubert":
+    return []
+  if "" in config_lib.label_sets(config):
+    raise UserError(
+      "config.hubert.labels is empty: give the folder of labels that `python "
+      "-m ssl_jax.label` made, or train iteration 1 (labels=mfcc) first"
+    )
+  sets = zip(config_lib.label_sets(config), config.hubert.clusters)
+  return [
+    open_labels(Path(name), split, source, clusters)
+    for name, clusters in sets
+    if name != "mfcc"
+  ]

@@ -1,0 +1,73 @@
+"""Runs that share the updates before their decay: a trunk and its branches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.config import decay_updates, flatten, to_json
+from ssl_jax.errors import UserError
+from ssl_jax.training.checkpoint import Checkpoints
+
+# What a trunk and its branch may differ in.
+_OWN = ("budget.", "checkpoint.", "eval.", "loader.", "log.")
+
+
+def branch_update(config: ConfigDict) -> int:
+  """The update of the trunk after which a branch, `config`, decays."""
+  return config.budget.updates - decay_updates(config)
+
+
+def check(config: ConfigDict) -> None:
+  """Checks that the run of `config` can branch off.
+
+  Raises:
+    UserError: `config.budget.trunk` is no run of this config, did not save at
+      that update, or had already begun to decay.
+  """
+  workdir, update = Path(config.budget.trunk), branch_update(config)
+  said = f"config.budget.trunk={str(workdir)!r}"
+  try:
+    theirs = json.loads((workdir / "config.json").read_text())
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"{said}: no readable config.json ({error})") from error
+  ours = flatten(ConfigDict(json.loads(to_json(config))))
+  differing = [
+    f"{key}: {value!r} there, {ours.get(key)!r} here"
+    for key, value in flatten(ConfigDict(theirs)).items()
+    if value != ours.get(key) and not key.startswith(_OWN)
+  ]
+  if differing:
+    raise UserError(f"{said} is of another config: {'; '.join(differing)}")
+  trunk = ConfigDict(theirs)
+  if update > (decays := branch_update(trunk)):
+    raise UserError(
+      f"{said} decays from update {decays}, before this run would leave it at "
+      f"{update}: branches must have smaller budgets than the trunk"
+    )
+  saved = _all(workdir)
+  if update not in saved:
+    raise UserError(
+      f"{said} has no checkpoint at update {update} (has: {saved}): train it "
+      f"with --config.checkpoint.at='({update},)'"
+    )
+
+
+def restore(config: ConfigDict, abstract_state: Any) -> tuple[int, Any, dict]:
+  """Reads (update, state, counters) that the run of `config` goes on from."""
+  update = branch_update(config)
+  checkpoints = Checkpoints(Path(config.budget.trunk), keep=None)
+  try:
+    state, spent = checkpoints.restore(update, abstract_state)
+  finally:
+    checkpoints.close()
+  return update, state, spent | {"trunk_flops": spent["flops"]}
+
+
+def _all(workdir: Path) -> list[int]:
+  checkpoints = Checkpoints(workdir, keep=None)
+  try:
+    return checkpoints.all()
+  finally:
+    checkpoints.close()

@@ -1,0 +1,714 @@
+"""Labels made of an encoder, how good they are, and HuBERT trained on them."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from ssl_jax import config as config_lib
+from ssl_jax import num_frames
+from ssl_jax.data import open_source
+from ssl_jax.data.label_writer import LabelWriter
+from ssl_jax.data.labels import NO_LABEL, open_labels
+from ssl_jax.errors import UserError
+from ssl_jax.files import read_jsonl
+from ssl_jax.labelling import corpus, frames, quality
+from ssl_jax.models.backbone import Backbone
+from ssl_jax.objectives import make_objective
+from ssl_jax.training import loop, optimizer, sharding, step
+from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.encoder import load_encoder
+
+ROOT = Path(__file__).parents[1]
+CLUSTERS = 8
+LAST_BUCKET = 25_600  # Samples; of labelling, so that some clips are longer.
+
+
+def tiny(audio: Path, objective: str = "tera"):
+  config = config_lib.base()
+  config.objective.name = objective
+  config.kmeans.num_restarts = 1
+  config.frontend.name = "logmel"
+  config.encoder.num_layers = 2
+  config.encoder.hidden_size = 32
+  config.encoder.ffn_size = 64
+  config.encoder.num_heads = 4
+  config.encoder.position_kernel = 8
+  config.data.dir = str(audio / "train")
+  config.data.valid_dir = str(audio / "valid")
+  config.data.min_seconds = 0.3
+  config.data.bucket_seconds = (4.0,)  # No clip is longer: none is cropped.
+  config.batch.seconds = config.eval.batch_seconds = 6.0
+  config.budget.updates = 2
+  config.optimizer.warmup_fraction = 0.0
+  config.checkpoint.every = 1
+  return config
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+  """A folder of some of the packaged clips."""
+  root = tmp_path_factory.mktemp("audio")
+  settings = config_lib.base().data
+  settings.source, settings.min_seconds = "embedded", 0.3
+  for split, every in (("train", 12), ("valid", 4)):
+    (root / split).mkdir()
+    source = open_source(settings, split)
+    for path in source.paths[::every]:
+      if source.num_samples[source.paths.index(path)] <= 64_000:
+        shutil.copy(path, root / split)
+  return root
+
+
+@pytest.fixture(scope="module")
+def run(audio, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  loop.train(tiny(audio), workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def work(audio, run):
+  """What `label_corpus` is given, but for the folder."""
+  config = tiny(audio)
+  config.data.bucket_seconds = (0.8, LAST_BUCKET / 16_000)
+  encoder = load_encoder(run)
+  splits = ("train", "valid")
+  return {
+    "config": config,
+    "sources": {name: open_source(config.data, name) for name in splits},
+    "states": encoder.states(1),
+    "clusters": CLUSTERS,
+    "origin": {"layer": "1", "checkpoint": encoder.origin},
+    "by_row": sharding.over_devices()[0],
+  }
+
+
+@pytest.fixture(scope="module")
+def labelled(work, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("labels")
+  return folder, corpus.label_corpus(**work, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def mfcc_labelled(work, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("mfcc")
+  work = work | {
+    "states": frames.mfcc_states,
+    "origin": {"layer": "mfcc", "checkpoint": None},
+  }
+  return work, folder, corpus.label_corpus(**work, folder=folder)
+
+
+def some_samples(waveform, length):
+  """States that cost nothing: 8 samples of each frame."""
+  del length
+  count = num_frames(waveform.shape[1])
+  return waveform[:, : 320 * count].reshape(-1, count, 320)[..., ::40]
+
+
+@pytest.fixture(scope="module")
+def quick(work):
+  return work | {"states": some_samples}
+
+
+@pytest.fixture(scope="module")
+def finished(quick, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("quick")
+  return folder, corpus.label_corpus(**quick, folder=folder)
+
+
+def content(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def labels_of_clips(folder, split, source):
+  labels = np.fromfile(folder / f"{split}.labels", "<u2")
+  ends = np.cumsum(num_frames(source.num_samples))
+  assert len(labels) == ends[-1]
+  return np.split(labels, ends[:-1])
+
+
+def states_alone(states, source, clip):
+  """[T, D] of a clip with no other beside it, piece after piece."""
+  parts = []
+  piece = num_frames(LAST_BUCKET)
+  for first in range(0, num_frames(int(source.num_samples[clip])), piece):
+    samples = source.read(clip, 320 * first, LAST_BUCKET)
+    waveform = np.zeros((1, LAST_BUCKET), np.float32)
+    waveform[0, : len(samples)] = samples / np.float32(2**15)
+    count = num_frames(len(samples))
+    found = states(waveform, np.array([len(samples)]))
+    parts.append(np.asarray(found, np.float64)[0, :count])
+  return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "mfcc"])
+def test_a_frames_label_is_its_nearest_centroid(kind, request):
+  if kind == "mfcc":
+    work, folder, header = request.getfixturevalue("mfcc_labelled")
+  else:
+    work = request.getfixturevalue("work")
+    folder, header = request.getfixturevalue("labelled")
+  states = jax.jit(work["states"])
+  codebook = np.load(folder / "codebook.npy").astype(np.float64)
+  assert len(codebook) == CLUSTERS
+  for split, source in work["sources"].items():
+    assert {*(source.num_samples > LAST_BUCKET)} == {False, True}
+    closest, same = [], []
+    for clip, labels in enumerate(labels_of_clips(folder, split, source)):
+      alone = states_alone(states, source, clip)
+      distance = np.square(alone[:, None] - codebook).sum(axis=-1)
+      assert (labels < CLUSTERS).all()  # Of a long clip's every piece, too.
+      chosen = distance[np.arange(len(labels)), labels]
+      closest.append(distance.min(axis=1))
+      assert (chosen <= (1 + 1e-4) * closest[-1]).all()
+      same.append(labels == distance.argmin(axis=1))
+    assert np.concatenate(same).mean() > 0.999
+    if split == "train":
+      inertia = np.concatenate(closest).mean()
+      assert header["inertia"] == pytest.approx(inertia, rel=1e-4)
+
+
+def test_the_header_says_what_the_labels_are(work, labelled):
+  folder, header = labelled
+  assert header == json.loads((folder / "header.json").read_text())
+  usage = 0
+  for split, source in work["sources"].items():
+    about = header["splits"][split]
+    labels = np.concatenate(labels_of_clips(folder, split, source))
+    np.testing.assert_array_equal(
+      about["usage"], np.bincount(labels, minlength=CLUSTERS)
+    )
+    assert about["frames"] == len(labels) == sum(about["usage"])
+    assert about["records"] == len(source.ids) and about["damaged"] == 0
+    open_labels(folder, split, source, CLUSTERS)
+    usage += np.array(about["usage"])
+  assert header["clusters"] == CLUSTERS and header["layer"] == "1"
+  assert header["checkpoint"] == work["origin"]["checkpoint"]
+  assert header["checkpoint"]["update"] == 2
+  assert header["fitted_frames"] == header["splits"]["train"]["frames"]
+  share = usage[usage > 0] / usage.sum()
+  assert header["perplexity"] == pytest.approx(
+    np.exp(-(share * np.log(share)).sum())
+  )
+  assert header["unused_clusters"] == (usage == 0).sum()
+  assert "quality" not in header  # Nothing is known of the clips.
+  assert (folder / "labels.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_known_of_the_clips_is_in_the_header(quick, tmp_path):
+  sources = {
+    split: dataclasses.replace(
+      source,
+      metadata=[{"label": "a"}, {"label": "b"}] + [{}] * (len(source.ids) - 2),
+    )
+    for split, source in quick["sources"].items()
+  }
+  header = corpus.label_corpus(**quick | {"sources": sources}, folder=tmp_path)
+  joint = np.zeros((2, CLUSTERS), int)
+  for split, source in sources.items():
+    clips = labels_of_clips(tmp_path, split, source)
+    for row in range(2):
+      joint[row] += np.bincount(clips[row], minlength=CLUSTERS)
+  assert header["quality"] == quality.of_joint(joint) | {
+    "classes": "label",
+    "num_classes": 2,
+    "frames": joint.sum(),
+  }
+
+
+def test_a_clip_that_cannot_be_read_has_no_labels(quick, tmp_path):
+  source = quick["sources"]["train"]
+  lost = int(np.argmax(source.num_samples))
+  paths = [*source.paths]
+  paths[lost] = str(tmp_path / "gone.flac")
+  source = dataclasses.replace(source, paths=paths, damaged={})
+  sources = quick["sources"] | {"train": source}
+  header = corpus.label_corpus(**quick | {"sources": sources}, folder=tmp_path)
+  for clip, labels in enumerate(labels_of_clips(tmp_path, "train", source)):
+    assert {*(labels == NO_LABEL)} == {clip == lost}
+  assert header["splits"]["train"]["damaged"] == 1
+
+
+class KilledOften(LabelWriter):
+  """Killed within its second batch, when the first is on disk."""
+
+  written = saved = 0
+
+  def write(self, record, start_frame, labels):
+    super().write(record, start_frame, labels)
+    KilledOften.written += 1
+    if self.saved:
+      raise KeyboardInterrupt
+
+  def checkpoint(self, done):
+    super().checkpoint(done)
+    self.saved = done
+
+
+def test_killed_again_and_again_the_labels_are_the_same(
+  quick, finished, tmp_path, monkeypatch
+):
+  calls = []
+
+  def killed_at_first(module, name):
+    real = getattr(module, name)
+
+    def call(*args):
+      calls.append(name)
+      if calls.count(name) == 1:
+        raise KeyboardInterrupt
+      return real(*args)
+
+    monkeypatch.setattr(module, name, call)
+
+  killed_at_first(corpus.codebook_lib, "fit")
+  killed_at_first(corpus.picture, "draw")
+  monkeypatch.setattr(corpus, "LabelWriter", KilledOften)
+  monkeypatch.setattr(corpus, "_SAVE_SECONDS", -1.0)
+  kills = 0
+  while kills < 50:
+    try:
+      corpus.label_corpus(**quick, folder=tmp_path)
+      break
+    except KeyboardInterrupt:
+      kills += 1
+      assert not (tmp_path / "header.json").exists()
+  assert content(tmp_path) == content(finished[0])
+  # Each kill lost a row of the batch it came in, and no other work.
+  assert calls == ["fit", "fit", "draw", "draw"] and kills > 6
+  piece = num_frames(LAST_BUCKET)
+  pieces = sum(
+    (-(-num_frames(source.num_samples) // piece)).sum()
+    for source in quick["sources"].values()
+  )
+  assert KilledOften.written == pieces + kills - 2
+
+
+def never(*args):
+  raise AssertionError("computed")
+
+
+def test_finished_labels_are_not_made_again(quick, finished):
+  folder, header = finished
+  before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  checkpoint = quick["origin"]["checkpoint"] | {"path": "moved/elsewhere"}
+  again = quick | {
+    "states": never,
+    "origin": quick["origin"] | {"checkpoint": checkpoint},
+  }
+  assert corpus.label_corpus(**again, folder=folder) == header
+  after = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  assert after == before
+
+
+def flip(path):
+  path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+
+
+def halve(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def garble(path):
+  path.write_bytes(b"\xff{")
+
+
+DAMAGE = [
+  (flip, "train.labels"),
+  (halve, "valid.labels"),
+  (Path.unlink, "valid.jsonl"),
+  (halve, "codebook.npy"),
+  (garble, "header.json"),
+]
+
+
+@pytest.mark.parametrize("damage, name", DAMAGE)
+def test_damaged_labels_are_made_anew(
+  quick, finished, tmp_path, damage, name, monkeypatch
+):
+  folder = shutil.copytree(finished[0], tmp_path / "labels")
+  damage(folder / name)
+  unlink = Path.unlink
+
+  def killed(path, **options):
+    unlink(path, **options)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(Path, "unlink", killed)
+    corpus.label_corpus(**quick, folder=folder)
+  assert corpus.label_corpus(**quick, folder=folder) == finished[1]
+  assert content(folder) == content(finished[0])
+
+
+@pytest.mark.parametrize("name", ["codebook.npy", "fit.json"])
+@pytest.mark.parametrize("damage", [halve, Path.unlink])
+def test_a_damaged_codebook_of_unfinished_labels_is_made_anew(
+  quick, finished, tmp_path, damage, name
+):
+  folder = shutil.copytree(finished[0], tmp_path / "labels")
+  (folder / "header.json").unlink()
+  damage(folder / name)
+  corpus.label_corpus(**quick, folder=folder)
+  assert content(folder) == content(finished[0])
+
+
+@pytest.mark.parametrize("other", ["corpus", "clusters", "layer", "seed"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_of_other_labels_is_refused_and_left_alone(
+  quick, finished, tmp_path, other, whole
+):
+  folder = shutil.copytree(finished[0], tmp_path / "labels")
+  if not whole:
+    (folder / "header.json").unlink()
+  config = quick["config"].copy_and_resolve_references()
+  config.seed = 1
+  sources = dict(quick["sources"])
+  sources["valid"] = sources["valid"].select([0, 1])
+  changed = {
+    "corpus": {"sources": sources},
+    "clusters": {"clusters": CLUSTERS + 1},
+    "layer": {"origin": quick["origin"] | {"layer": "2"}},
+    "seed": {"config": config},
+  }[other]
+  before = content(folder)
+  with pytest.raises(UserError, match=f"--workdir={folder} holds labels of"):
+    corpus.label_corpus(**quick | {"states": never} | changed, folder=folder)
+  assert content(folder) == before
+
+
+def test_too_many_clusters_for_the_audio_are_refused(quick, tmp_path):
+  with pytest.raises(UserError, match="5000 clusters cannot be fitted"):
+    corpus.label_corpus(**quick | {"clusters": 5000}, folder=tmp_path)
+
+
+def test_purity_and_information_are_scikit_learns():
+  rng = np.random.default_rng(0)
+  classes = rng.integers(0, 5, 400)
+  clusters = (classes + rng.integers(0, 3, 400)) % 7  # One is never used.
+  joint = np.zeros((5, 8), int)
+  np.add.at(joint, (classes, clusters), 1)
+  found = quality.of_joint(joint)
+  assert found["normalised_mutual_information"] == pytest.approx(
+    metrics.homogeneity_score(classes, clusters)
+  )
+
+  def purity(of, given):
+    guessed = [np.bincount(of[given == value]).max() for value in {*given}]
+    return pytest.approx(sum(guessed) / len(of))
+
+  assert found["purity"] == purity(classes, clusters)
+  assert found["cluster_purity"] == purity(clusters, classes)
+  assert found["purity"] != purity(clusters, classes)
+
+
+def test_labels_that_are_the_classes_tell_all_and_one_label_nothing():
+  assert [*quality.of_joint(np.diag([5, 1, 3])).values()] == pytest.approx(
+    [1, 1, 1]
+  )
+  one = quality.of_joint(np.array([[5, 0], [3, 0]]))
+  assert [*one.values()] == pytest.approx([5 / 8, 1, 0])
+  assert quality.of_joint(np.array([[4, 4]]))["purity"] == 1
+
+
+def test_perplexity_of_equally_used_clusters_is_their_number():
+  found = quality.of_usage(np.array([3, 0, 3, 3, 0]))
+  assert found["perplexity"] == pytest.approx(3)
+  assert found["unused_clusters"] == 2
+
+
+def records(folder, clips):
+  """Writes {split: [(metadata, labels)]}; returns {split: source}."""
+  sources = {}
+  for split, lines in clips.items():
+    labels = np.concatenate([labels for _, labels in lines])
+    labels.astype("<u2").tofile(folder / f"{split}.labels")
+    sources[split] = types.SimpleNamespace(
+      metadata=[metadata for metadata, _ in lines],
+      num_samples=np.array([80 + 320 * len(labels) for _, labels in lines]),
+    )
+  return sources
+
+
+def test_phones_are_counted_frame_by_frame(tmp_path):
+  first = np.array([0, 1, 1, 2, 2, 2, 0, 3])
+  phones = [["a", 0.02, 0.06], ["b", 0.06, 0.11], ["a", 0.14, 9.0]]
+  clips = {
+    "train": [({"phones": phones, "label": "word"}, first), ({}, first)],
+    "valid": [({"phones": [["b", 0.0, 0.02]]}, np.array([1, NO_LABEL]))],
+  }
+  found = quality.of_records(tmp_path, records(tmp_path, clips), 4)
+  # a: frames 1, 2 and 7; b: 3 and 4 (0.11 s is nearer to frame 5's middle
+  # than to its end), and frame 0 of the other.
+  joint = np.array([[0, 2, 0, 1], [0, 1, 2 + 0, 0]])
+  about = {"classes": "phones", "num_classes": 2, "frames": joint.sum()}
+  assert found["quality"] == quality.of_joint(joint) | about
+
+
+def test_the_word_of_a_clip_is_the_class_of_its_frames(tmp_path):
+  clips = {
+    "train": [
+      ({"label": "yes"}, np.array([0, 0, NO_LABEL])),
+      ({"label": None}, np.array([3, 3])),
+      ({"label": "no"}, np.array([1])),
+    ],
+    "valid": [({"label": "yes"}, np.array([1, 2]))],
+  }
+  found = quality.of_records(tmp_path, records(tmp_path, clips), 4)
+  joint = np.array([[2, 1, 1, 0], [0, 1, 0, 0]])
+  about = {"classes": "label", "num_classes": 2, "frames": 5}
+  assert found["quality"] == quality.of_joint(joint) | about
+
+
+def test_runs_end_with_the_clip_and_are_of_labels(tmp_path):
+  none = NO_LABEL
+  clips = [[1, 1, 2, 2, 2, 1], [1, 3], [none] * 4, [none, 3, 3, none, 3]]
+  clips = {"train": [({}, np.array(labels)) for labels in clips]}
+  found = quality.of_records(tmp_path, records(tmp_path, clips), 4)
+  assert found == {"run_frames": (6 + 2 + 3) / (3 + 2 + 2)}
+
+
+def test_states_are_those_of_the_whole_backbone(audio, run):
+  config = tiny(audio)
+  objective = make_objective(config, np.dtype("float32"))
+  abstract = jax.eval_shape(
+    lambda: step.init_state(objective, optimizer.make_optimizer(config), config)
+  )
+  trained, _ = Checkpoints(run, 2).restore(2, abstract)
+  waveform = 0.1 * np.random.default_rng(0).normal(size=(3, 9_600))
+  length = np.array([9_600, 6_000, 400])
+  args = waveform.astype(np.float32), length
+  expected = Backbone(config, np.dtype("float32")).apply(
+    {"params": trained["params"]["backbone"]}, *args, all_states=True
+  )
+  encoder = load_encoder(run)
+  assert len(expected.hidden) == 3
+  for layer, hidden in enumerate(expected.hidden):
+    np.testing.assert_allclose(encoder.states(layer)(*args), hidden, atol=1e-5)
+  for layer in (-1, 3):
+    with pytest.raises(UserError, match=f"{run} has layers 0 to 2"):
+      encoder.states(layer)
+
+
+def test_the_newest_checkpoint_or_the_one_that_is_named(run):
+  newest, first = load_encoder(run), load_encoder(run / "checkpoints" / "1")
+  assert newest.origin == load_encoder(run / "checkpoints/2").origin | {
+    "path": str(run)
+  }
+  assert [newest.origin["update"], first.origin["update"]] == [2, 1]
+  assert newest.origin["params"] != first.origin["params"]
+  assert newest.workdir == first.workdir == run
+
+
+def change(path, **changes):
+  saved = json.loads(path.read_text())
+  for section, values in changes.items():
+    saved[section].update(values)
+  path.write_text(json.dumps(saved))
+
+
+def empty_arrays(folder):
+  for path in folder.rglob("d/*"):
+    halve(path)
+
+
+def empty(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+BROKEN = {
+  "nothing": (".", shutil.rmtree, "holds no checkpoint"),
+  "an empty folder": (".", empty, "holds no checkpoint"),
+  "no checkpoint": ("checkpoints", empty, "holds no checkpoint"),
+  "no config": ("config.json", Path.unlink, "no readable config.json"),
+  "half a config": ("config.json", halve, "no readable config.json"),
+  "no text": ("config.json", garble, "no readable config.json"),
+  "a list": (
+    "config.json",
+    lambda path: path.write_text("[]"),
+    "config.json is not of this version",
+  ),
+  "another key": (
+    "config.json",
+    lambda path: change(path, encoder={"num_lairs": 2}),
+    "config.json is not of this version",
+  ),
+  "a width that no head divides": (
+    "config.json",
+    lambda path: change(path, encoder={"hidden_size": 33}),
+    "config.encoder.hidden_size=33 is not divisible",
+  ),
+  "another size": (
+    "config.json",
+    lambda path: change(path, encoder={"num_layers": 3}),
+    "is it whole, and its config.json its own?",
+  ),
+  "an empty checkpoint": ("checkpoints/2", empty, "is it whole"),
+  "an empty state": ("checkpoints/2/state", empty, "is it whole"),
+  "half of each array": ("checkpoints/2/state", empty_arrays, "is it whole"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_workdir_is_one_line_that_names_it(run, tmp_path, what):
+  path, damage, said = BROKEN[what]
+  workdir = shutil.copytree(run, tmp_path / "run")
+  damage(workdir / path)
+  with pytest.raises(UserError) as error:
+    load_encoder(workdir)
+  assert said in str(error.value) and str(workdir) in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_checkpoint_is_named(run):
+  with pytest.raises(UserError, match="checkpoints/9 cannot be read"):
+    load_encoder(run / "checkpoints" / "9")
+
+
+def start_label(*args: str, **env: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", "ssl_jax.label", *args],
+    cwd=ROOT,
+    env=os.environ | env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
+  process = start_label(
+    "--config=configs/smoke.py",
+    "--config.kmeans.num_restarts=1",
+    "--config.data.source=folder",
+    f"--config.data.dir={audio}/train",
+    f"--config.data.valid_dir={audio}/valid",
+    f"--config.data.bucket_seconds=(0.8,{LAST_BUCKET / 16_000})",
+    "--config.eval.batch_seconds=6.0",
+    f"--checkpoint={run}/checkpoints/2",
+    "--layer=1",
+    f"--clusters={CLUSTERS}",
+    XLA_FLAGS="--xla_force_host_platform_device_count=2",
+  )
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  result = json.loads(out.splitlines()[-1])
+  folder = run / f"labels-1-{CLUSTERS}"  # Not in a checkpoint, that may go.
+  assert result.pop("workdir") == str(folder)
+  expected, header = labelled
+  assert (folder / "labels.png").read_bytes().startswith(b"\x89PNG")
+  saved = json.loads((folder / "header.json").read_text())
+  assert saved["checkpoint"].pop("path") == f"{run}/checkpoints/2"
+  assert saved["checkpoint"].items() < header["checkpoint"].items()
+  for split in ("train", "valid"):
+    theirs = np.fromfile(expected / f"{split}.labels", "<u2")
+    ours = np.fromfile(folder / f"{split}.labels", "<u2")
+    assert (ours == theirs).mean() > 0.999
+    del saved["splits"][split]["usage"]
+  assert result["splits"] == saved["splits"]
+  assert result["inertia"] == pytest.approx(header["inertia"], rel=1e-4)
+
+
+def test_wrong_usage_is_one_line_and_a_status(run, tmp_path):
+  workdir = tmp_path / "labels"
+  cases = [
+    ([], 1, "--checkpoint is missing"),
+    (["--layer=foo"], 1, "--layer=foo: expected a number"),
+    ([f"--checkpoint={run}", "--layer=99"], 1, "has layers 0 to 2"),
+    ([f"--checkpoint={tmp_path}"], 1, f"{tmp_path} holds no checkpoint"),
+    (["--clusters=1"], 2, "--clusters=1"),
+    # Labels are 16 bits wide, and one is none.
+    (["--clusters=65535"], 2, "--clusters=65535"),
+  ]
+  common = ["--config=configs/smoke.py", f"--workdir={workdir}"]
+  started = [start_label(*common, *args) for args, _, _ in cases]
+  for process, (_, status, said) in zip(started, cases):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert said in err and len(err.splitlines()) == 1
+    assert out == ""
+  assert not workdir.exists()
+
+
+@pytest.fixture
+def second(audio):
+  """Of iteration 2, with every frame masked: all labels are predicted."""
+  config = tiny(audio, "hubert")
+  config.masking.mask_length = 1
+  config.masking.min_masks = 1000
+  config.hubert.clusters = (CLUSTERS,)
+  return config
+
+
+def first_valid(workdir):
+  line = read_jsonl(workdir / "metrics.jsonl")[0]
+  assert line["split"] == "valid" and line["update"] == 0
+  return line
+
+
+def perplexity(usage):
+  share = np.array(usage) / np.sum(usage)
+  return np.exp(-(share * np.log(np.maximum(share, 1e-12))).sum())
+
+
+def test_stored_labels_are_learnt(second, labelled, tmp_path):
+  folder, header = labelled
+  second.hubert.labels = str(folder)
+  result = loop.train(second, tmp_path)
+  assert result["updates"] == 2 and np.isfinite(result["valid_loss"])
+  assert result["valid_loss"] != result["first_valid_loss"]
+  line = first_valid(tmp_path)
+  expected = perplexity(header["splits"]["valid"]["usage"])
+  assert line["label_perplexity"] == pytest.approx(expected, rel=1e-4)
+  assert line["chance"] == pytest.approx(np.log(expected), rel=1e-4)
+  codebooks = json.loads((tmp_path / "codebooks.json").read_text())
+  assert codebooks == [header["codebook"]]
+
+
+def test_stored_labels_and_mfcc_are_learnt_at_once(second, labelled, tmp_path):
+  folder, header = labelled
+  second.hubert.labels = f"mfcc, {folder}"
+  second.hubert.clusters = (20, CLUSTERS)
+  result = loop.train(second, tmp_path)
+  assert result["updates"] == 2 and np.isfinite(result["valid_loss"])
+  line = first_valid(tmp_path)
+  stored = perplexity(header["splits"]["valid"]["usage"])
+  assert line["label_perplexity_1"] == pytest.approx(stored, rel=1e-4)
+  assert CLUSTERS < line["label_perplexity_0"] <= 20
+  chance = np.log(stored * line["label_perplexity_0"])
+  assert line["chance"] == pytest.approx(chance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    ({"hubert.labels": ""}, "config.hubert.labels is empty"),
+    ({"hubert.labels": "nowhere"}, "no such folder"),
+    ({"hubert.clusters": (7,)}, "config.hubert.clusters=7"),
+    ({"data.dir": "valid"}, "of the source's"),
+    ({"data.valid_dir": "train"}, "of the source's"),
+  ],
+)
+def test_labels_that_do_not_fit_are_refused_at_once(
+  second, audio, labelled, tmp_path, change, said
+):
+  second.hubert.labels = str(labelled[0])
+  for key, value in change.items():
+    section, name = key.split(".")
+    second[section][name] = str(audio / value) if section == "data" else value
+  with pytest.raises(UserError, match=said):
+    loop.train(second, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
