@@ -26,8 +26,8 @@ from ssl_jax.budget import updates as updates_lib
 from ssl_jax.errors import UserError
 
 # paper.md, "Architectures": updates; peak learning rate of HuBERT and TERA, and
-# of wav2vec 2.0. The two sizes whose updates are not published (None) get them
-# from their FLOPs.
+# of wav2vec 2.0. The two sizes whose updates are not published (None), and any
+# other shape, get them from their FLOPs.
 _RECIPE = {
   "small": (400_000, 5e-4, 5e-4),
   "30": (550_070, 5e-4, 4e-4),
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config_lib.set_size(config, size)
   config.objective.name = objective
 
-  updates, rate, wav2vec2_rate = _RECIPE[size]
+  updates, rate, wav2vec2_rate = _RECIPE.get(size, (None, 5e-4, 4e-4))
   warmup = 32_000  # At every size and budget.
   if updates is None:
     slim = config_lib.base()

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from ssl_jax.config import clear_other_budgets
 from ssl_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -29,7 +30,7 @@ def define_config() -> None:
   )
 
 
-def run(main: Callable[[], dict]) -> None:
+def run(main: Callable[[], dict]) -> dict:
   """Parses the flags, calls `main`, prints what it returns as a last line."""
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
@@ -45,6 +46,7 @@ def run(main: Callable[[], dict]) -> None:
   except KeyboardInterrupt as error:
     _fail(str(error) or "interrupted", 130)
   print(json.dumps(result), flush=True)
+  return result
 
 
 def _parse(argv: list[str]) -> None:
@@ -56,7 +58,8 @@ def _parse(argv: list[str]) -> None:
       _fail("--config=configs/... is missing; see --help", 2)
     if "config" in FLAGS:
       FLAGS.config.items()  # A file that could not be read fails here.
-      _clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
+      if "budget" in FLAGS.config:
+        clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
   except UserError as error:
     _fail(str(error), 1)
   except (flags.Error, OSError) as error:
@@ -64,15 +67,6 @@ def _parse(argv: list[str]) -> None:
   except (AttributeError, KeyError) as error:
     # ml_collections names the nearest key, in a doubly quoted message.
     _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
-
-
-def _clear_other_budgets(config: ConfigDict, given: dict) -> None:
-  """A budget on the command line is in place of the config's."""
-  ways = ("updates", "flops", "match")
-  if any(f"budget.{key}" in given for key in ways):
-    for key in ways:
-      if f"budget.{key}" not in given:
-        config.budget[key] = type(config.budget[key])()
 
 
 def _help(main: Callable[[], dict]) -> str:

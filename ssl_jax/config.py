@@ -4,9 +4,11 @@ Experiments in `configs/` start from `base()` and state what differs. Code reads
 `config.x.y`; there are no defaults elsewhere.
 """
 
+import ast
 import difflib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -175,17 +177,29 @@ def base() -> ConfigDict:
 
 
 def set_size(config: ConfigDict, size: str) -> None:
-  """Sets the encoder's shape to a row of the published table."""
+  """Sets the encoder's shape to a row of the published table, or any other.
+
+  Args:
+    config: changed in place.
+    size: a key of SIZES, or its four numbers with an x between.
+
+  Raises:
+    UserError: it is neither.
+  """
   size = str(size).removesuffix("%")
-  if size not in SIZES:
-    raise UserError(f"unknown size {size!r}; {nearest(size, SIZES)}")
+  shape = SIZES.get(size) or tuple(map(int, re.findall(r"\d+", size)))
+  if size not in (*SIZES, "x".join(map(str, shape))) or len(shape) != 4:
+    raise UserError(
+      f"unknown size {size!r}; {nearest(size, SIZES)}, or layers, width, FFN "
+      "and heads as in 3x96x192x4"
+    )
   encoder = config.encoder
   (
     encoder.num_layers,
     encoder.hidden_size,
     encoder.ffn_size,
     encoder.num_heads,
-  ) = SIZES[size]
+  ) = shape
 
 
 def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
@@ -219,6 +233,40 @@ def load(path: str) -> ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg or None)
+
+
+def override(config: ConfigDict, given: Iterable[str]) -> None:
+  """Sets KEY=VALUE as --config.KEY=VALUE does; values have their key's type.
+
+  Raises:
+    UserError: there is no such key, or the value is of another type.
+  """
+  values = dict(item.partition("=")[::2] for item in given)
+  flat = flatten(config)
+  for key, text in values.items():
+    if key not in flat:
+      raise UserError(f"unknown config key {key!r}; {nearest(key, flat)}")
+    section, _, name = key.rpartition(".")
+    place, old = config[section] if section else config, flat[key]
+    try:
+      if isinstance(old, str):
+        place[name] = text
+      else:
+        value = ast.literal_eval(text)
+        place[name] = float(value) if isinstance(old, float) else value
+    except (ValueError, SyntaxError, TypeError) as error:  # Of a locked type.
+      kind = type(old).__name__
+      raise UserError(f"{key}={text!r}: expected a {kind}") from error
+  clear_other_budgets(config, values)
+
+
+def clear_other_budgets(config: ConfigDict, given: Iterable[str]) -> None:
+  """Lets a budget among the keys `given` take the place of the config's."""
+  ways = ("updates", "flops", "match")
+  if any(f"budget.{way}" in given for way in ways):
+    for way in ways:
+      if f"budget.{way}" not in given:
+        config.budget[way] = type(config.budget[way])()
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ BOUNDS = {"hubert": 3.9, "wav2vec2": 4.05, "tera": 5.9}
 
 def smoke(objective: str, workdir: Path) -> float:
   config = config_lib.load(f"{ROOT}/configs/smoke.py:objective={objective}")
-  config.budget.updates = UPDATES
+  config.budget.updates, config.budget.flops = UPDATES, 0.0
   config.eval.every = config.checkpoint.every = UPDATES
   loop.train(config, workdir)
   last = read_jsonl(workdir / "metrics.jsonl")[-1]

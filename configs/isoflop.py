@@ -1,0 +1,43 @@
+"""An isoFLOP family: sizes x budgets (x objectives x hours x seeds).
+
+  python -m ssl_jax.sweep --config=configs/isoflop.py --workdir=runs/isoflop \\
+      --set=data.dir=LibriSpeech
+  python -m ssl_jax.sweep --config=configs/isoflop.py:scale=smoke
+
+scale: slim (default): the study's U-curves, eight sizes of HuBERT at its full
+  and its half budget. smoke: four tiny shapes on the packaged speech, at two
+  budgets, in under 20 minutes on 2 cores.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax import config as config_lib
+from ssl_jax.errors import UserError
+
+_SCALES = ("slim", "smoke")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """Returns the family of `arg`: not a run's config, but what its runs are."""
+  scale = config_lib.parse_arg(arg, scale="slim")["scale"]
+  if scale not in _SCALES:
+    said = config_lib.nearest(scale, _SCALES)
+    raise UserError(f"unknown scale {scale!r}; {said}")
+  family = ConfigDict()
+  family.config = (
+    f"configs/{scale}.py"  # Of each run; has size= and objective=.
+  )
+  family.objective = ("hubert",)
+  family.hours = (0.0,)  # Of training audio; 0: all.
+  family.seed = (0,)
+  # Of the updates after the warm-up. Below 1, a size's budgets share what comes
+  # before the decay of each: all but the largest cost only their decay. 1: each
+  # run is trained from scratch, and decays from its warm-up on, as the study's.
+  family.decay_fraction = 0.2
+  if scale == "slim":
+    family.size = ("30", "50", "70", "100", "130", "160", "200", "base")
+    family.flops = (6.7e17, 1.33e18)
+  else:
+    family.size = ("2x48x96x4", "3x96x192x4", "4x192x320x4", "5x256x640x8")
+    family.flops = (7e11, 2.1e12)
+  return family

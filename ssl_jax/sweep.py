@@ -1,0 +1,79 @@
+"""Trains a family of runs: sizes x budgets x objectives x hours x seeds.
+
+  python -m ssl_jax.sweep --config=configs/isoflop.py:scale=smoke --dry_run
+  python -m ssl_jax.sweep --config=configs/isoflop.py --workdir=runs/isoflop \\
+      --set=data.dir=LibriSpeech --index=$SLURM_ARRAY_TASK_ID --count=8
+  python -m ssl_jax.report runs/isoflop
+
+Each run is a `python -m ssl_jax.main` in a folder of --workdir. What is done
+is skipped, what was interrupted goes on, and a run that fails does not stop the
+others: it is listed at the end, and the exit status is 1. The last line on
+stdout is a JSON object.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from ssl_jax import cli
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "runs/sweep", "Where the runs live, one folder each."
+)
+_SET = flags.DEFINE_multi_string(
+  "set", [], "KEY=VALUE of every run's config; may be repeated."
+)
+_INDEX = flags.DEFINE_integer(
+  "index", 0, "Which share of the family this is.", lower_bound=0
+)
+_COUNT = flags.DEFINE_integer(
+  "count", 1, "Of how many shares; a size's budgets stay together.", 1
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print what the runs would be and cost, and stop."
+)
+
+
+def main() -> dict:
+  """Runs the family of `--config`; returns what was done."""
+  environment = dict(os.environ)
+  # The accelerator is for the runs: this process only counts.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from ssl_jax.errors import UserError
+  from ssl_jax.training import family
+
+  if _INDEX.value >= _COUNT.value:
+    raise UserError(
+      f"--index={_INDEX.value} is not below --count={_COUNT.value}"
+    )
+  workdir = Path(_WORKDIR.value)
+  groups = family.expand(cli.FLAGS.config, _SET.value, workdir)
+  runs = [
+    run for group in groups[_INDEX.value :: _COUNT.value] for run in group
+  ]
+  logging.getLogger("ssl_jax").info("%s", family.table(runs, workdir))
+  failed = {}
+  if not _DRY_RUN.value:
+    failed = family.train_all(runs, workdir, environment)
+    for name, said in failed.items():
+      logging.getLogger("ssl_jax").error("failed: %s: %s", name, said)
+  return {
+    "workdir": str(workdir),
+    "runs": [
+      {"name": run.name, "finished": family.is_finished(workdir / run.name)}
+      | {key: run.facts[key] for key in ("params", "updates", "flops")}
+      | {"own_flops": run.facts["own_flops"], "epochs": run.facts["epochs"]}
+      for run in runs
+    ],
+    "failed": failed,
+  }
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  cli.define_config()
+  if cli.run(main)["failed"]:
+    sys.exit(1)
