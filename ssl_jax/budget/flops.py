@@ -18,20 +18,6 @@ from ssl_jax.signal import fbank
 
 REFERENCE_CROP = 224_000  # Samples: the crop the paper's budgets refer to.
 
-# Dense peak FLOP/s a device, as their makers state it for bfloat16.
-_PEAK_FLOPS_PER_SECOND = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "TPU v6e": 918e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H200": 989e12,
-}
-
 
 @dataclass(frozen=True)
 class Forward:
@@ -102,14 +88,6 @@ def forward_flops(
     targets=targets,
     stem_is_learned=config.frontend.name == "waveform",
   )
-
-
-def peak_flops_per_second(device_kind: str) -> float | None:
-  """Peak of one device in bfloat16; None where it is unknown (CPUs)."""
-  for name, peak in sorted(_PEAK_FLOPS_PER_SECOND.items(), reverse=True):
-    if device_kind.startswith(name):
-      return peak
-  return None
 
 
 def readable(value: float) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.budget import flops as flops_lib
-from ssl_jax.budget import report
+from ssl_jax.budget import devices, report
 from ssl_jax.data.batches import load_batch, make_iterator
 from ssl_jax.data.labels import codebook_id
 from ssl_jax.errors import UserError
@@ -216,7 +215,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   spent["wall_seconds"] = time.monotonic() - started
   lines = read_jsonl(workdir / "metrics.jsonl")
   valid = [line["loss"] for line in lines if line["split"] == "valid"]
-  peak = flops_lib.peak_flops_per_second(header["device_kind"])
+  peak = devices.peak_flops_per_second(header["device_kind"])
   result = {
     "workdir": str(workdir),
     "updates": update,

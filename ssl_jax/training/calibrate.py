@@ -1,0 +1,69 @@
+"""How many training FLOPs a second this machine does: a short measurement."""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.budget.updates import clip_flops
+from ssl_jax.models.backbone import compute_dtype
+from ssl_jax.objectives import make_objective
+from ssl_jax.training import sharding
+from ssl_jax.training import step as step_lib
+from ssl_jax.training.optimizer import make_optimizer
+
+_UPDATES = 4  # Timed, after one that is not.
+_CPU_SECONDS = 8.0  # Of audio an update: a CPU has no more to do in parallel.
+
+
+def flops_per_second(config: ConfigDict) -> float:
+  """Of the training step on noise, over all devices: median of a few updates.
+
+  On a CPU with a small batch; reading audio is not part of it.
+
+  Args:
+    config: of a run; clips have the length of its last bucket.
+  """
+  seconds = config.batch.seconds
+  if jax.default_backend() == "cpu":
+    seconds = min(seconds, _CPU_SECONDS)
+  length = round(min(config.data.bucket_seconds[-1], seconds) * SAMPLE_RATE)
+  multiple = jax.device_count() * config.batch.microbatches
+  rows = round(seconds * SAMPLE_RATE / length)
+  rows = -(-rows // multiple) * multiple
+  config = config.copy_and_resolve_references()
+  config.hubert.labels = "mfcc"  # Stored labels would cost no more.
+  config.hubert.clusters = config.hubert.clusters[:1]
+  objective = make_objective(config, compute_dtype(config))
+  optimizer = make_optimizer(config)
+  by_row, replicated = sharding.over_devices()
+  step = jax.jit(
+    step_lib.make_train_step(objective, optimizer, config),
+    in_shardings=(replicated, by_row),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+  state = jax.jit(
+    lambda: step_lib.init_state(objective, optimizer, config),
+    out_shardings=replicated,
+  )()
+  noise = np.random.default_rng(0).integers(-3000, 3000, (rows, length))
+  batch = jax.device_put(
+    {
+      "waveform": noise.astype(np.int16),
+      "length": np.full(rows, length, np.int32),
+      "rows": np.arange(rows, dtype=np.int32),
+    },
+    by_row,
+  )
+  taken = []
+  for _ in range(1 + _UPDATES):
+    before = time.monotonic()
+    state, current = step(state, batch)
+    jax.block_until_ready(current)
+    taken.append(time.monotonic() - before)
+  cost = rows * clip_flops(config, length).training
+  return cost / statistics.median(taken[1:])
