@@ -33,7 +33,9 @@ _LAYER = flags.DEFINE_string(
   "Whose output is clustered; 0 is the first layer's input. mfcc: no encoder, "
   "but MFCC with deltas, every second frame.",
 )
-_CLUSTERS = flags.DEFINE_integer("clusters", 500, "Of k-means.", lower_bound=2)
+_CLUSTERS = flags.DEFINE_integer(
+  "clusters", 500, "Of k-means.", lower_bound=2, upper_bound=2**16 - 2
+)
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
@@ -63,9 +65,9 @@ def main() -> dict:
       "--layer=mfcc"
     )
   else:
-    beside = Path(_CHECKPOINT.value)
-    encoder = load_encoder(beside)
+    encoder = load_encoder(Path(_CHECKPOINT.value))
     states, origin = encoder.states(int(layer)), encoder.origin
+    beside = encoder.workdir
   folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{_CLUSTERS.value}")
   header = corpus.label_corpus(
     config,

@@ -65,9 +65,10 @@ def label_corpus(
   Raises:
     UserError: `folder` holds other labels, or there are too few frames.
   """
+  checkpoint = origin["checkpoint"] and dict(origin["checkpoint"], path="")
   identity = {
     "clusters": clusters,
-    "origin": {k: v for k, v in origin.items() if k != "path"},
+    "origin": origin | {"checkpoint": checkpoint},  # Wherever it lies.
     "kmeans": config.kmeans.to_dict(),
     "seed": config.seed,
     "pieces": [*config.data.bucket_seconds, config.eval.batch_seconds],
@@ -80,10 +81,10 @@ def label_corpus(
         open_labels(folder, split, source, clusters)
     except UserError as error:
       _log.warning("%s: making them anew", error)
-      for name in ("header.json", "codebook.npy"):
+      # The header last: killed before, the next call finds the damage again.
+      progress = [f"{split}.progress.json" for split in sources]
+      for name in (*progress, "codebook.npy", "header.json"):
         (folder / name).unlink(missing_ok=True)
-      for split in sources:
-        (folder / f"{split}.progress.json").unlink(missing_ok=True)
     else:
       _log.info(
         "these labels are complete: choose another --workdir for new ones"
@@ -95,7 +96,7 @@ def label_corpus(
   ) -> tuple[jax.Array, jax.Array]:
     return states(waveform, length), num_frames(length)
 
-  if not (folder / "codebook.npy").exists():
+  if not _has_codebook(folder):
     frames = frames_lib.sample(
       config, sources["train"], frames_of, FRAME_HOP, by_row
     )
@@ -135,6 +136,14 @@ def label_corpus(
   picture.draw(folder, usage, sources["train"])
   write_header(folder, header)
   return read_header(folder)
+
+
+def _has_codebook(folder: Path) -> bool:
+  try:
+    read_codebook(folder)
+    return bool(json.loads((folder / "fit.json").read_text()))
+  except (UserError, OSError, ValueError):  # Missing or damaged.
+    return False
 
 
 def _label_split(

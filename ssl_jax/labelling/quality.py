@@ -42,7 +42,8 @@ def of_records(
   for metadata, labels in _records(folder, sources):
     known = labels != NO_LABEL
     frames += int(known.sum())
-    runs += int(np.sum(labels[1:] != labels[:-1])) + 1 if known.any() else 0
+    begins = np.append(True, labels[1:] != labels[:-1])
+    runs += int((begins & known).sum())
     for name, first, end in _classes(metadata, kind, len(labels)):
       row = rows.setdefault(name, len(rows))
       if row == len(joint):

@@ -118,7 +118,7 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
         partial_restore=True,
       ),
     )
-  except (OSError, ValueError, KeyError) as error:
+  except Exception as error:  # Of many kinds; of a torn array, just that.
     said = " ".join(str(error).split())[:200]
     raise UserError(
       f"{folder} cannot be read as this encoder ({said}); is it whole, and its "

@@ -15,6 +15,7 @@ from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone, compute_dtype
 from ssl_jax.training.checkpoint import restore_params
+from ssl_jax.validation import validate
 
 
 class Encoder(NamedTuple):
@@ -24,11 +25,13 @@ class Encoder(NamedTuple):
     config: of the run that trained it.
     params: of the backbone.
     origin: {path, update, params: their hash}.
+    workdir: of that run.
   """
 
   config: ConfigDict
   params: Any
   origin: dict[str, Any]
+  workdir: Path
 
   def states(self, layer: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns `states(waveform [B, S] float, length [B]) -> [B, T, D]`.
@@ -77,7 +80,8 @@ def load_encoder(path: Path) -> Encoder:
     for section in ("frontend", "encoder"):
       config[section].update(saved[section])
     config.compute_dtype = saved["compute_dtype"]
-  except (AttributeError, KeyError, TypeError) as error:
+    validate(config)
+  except (AttributeError, KeyError, TypeError, UserError) as error:
     said = " ".join(str(error).split())
     raise UserError(
       f"{path}: config.json is not of this version ({said})"
@@ -97,7 +101,7 @@ def load_encoder(path: Path) -> Encoder:
     "update": int(folder.name),
     "params": digest.hexdigest()[:16],
   }
-  return Encoder(config, params, origin)
+  return Encoder(config, params, origin, folder.parents[1])
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -118,6 +122,6 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
     folder = saved / str(max(updates))
   try:
     config = json.loads((folder.parents[1] / "config.json").read_text())
-  except (OSError, json.JSONDecodeError) as error:
+  except (OSError, ValueError) as error:  # Not there, no text, no JSON.
     raise UserError(f"{path}: no readable config.json ({error})") from error
   return folder, config
