@@ -289,6 +289,23 @@ def test_devices_only_split_the_work(tmp_path, objective):
     assert ours == pytest.approx(theirs, rel=1e-4 if late else 1e-5)
 
 
+def test_a_collapsed_codebook_is_an_alarm(tmp_path, monkeypatch, capsys):
+  collapsed = (np.zeros((20, 39), np.float32),)  # Every frame is of the first.
+  monkeypatch.setattr(loop, "mfcc_codebooks", lambda *args: collapsed)
+  config = tiny(4)
+  config.log.every = 1
+  result = loop.train(config, tmp_path)
+  lines = read_jsonl(tmp_path / "metrics.jsonl")
+  train = [line for line in lines if line["split"] == "train"]
+  assert {line["label_perplexity"] for line in train} == {1.0}
+  assert {line["unused_labels"] for line in train} == {19.0}
+  assert result["alarms"] == ["label_perplexity", "unused_labels"]
+  (alarm,) = [x for x in lines if x.get("name") == "label_perplexity"]
+  assert "1.0 of 20 clusters" in alarm["text"]
+  assert "config.kmeans.num_frames" in alarm["text"]  # What to change.
+  assert alarm["text"] in capsys.readouterr().err
+
+
 def shared(updates: int):
   config = tiny(updates)
   config.optimizer.warmup_updates = 3

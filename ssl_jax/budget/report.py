@@ -43,7 +43,10 @@ def draw_losses(workdir: Path) -> Path:
       loss = [x["loss"] for x in own]
       left.plot(updates, loss, style, label=f"{split} {loss[-1]:.3f}")
       right.plot(
-        np.maximum(1, updates), [x[main] / x["chance"] for x in own], style
+        np.maximum(1, updates),
+        # No chance to be better than, where all targets are the same.
+        [x[main] / (x["chance"] or np.nan) for x in own],
+        style,
       )
   chance = [(x["update"], x["chance"]) for x in lines if x["split"] == "valid"]
   left.plot(*zip(*chance), "--", color="grey", label=f"{main} at chance")
