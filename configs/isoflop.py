@@ -38,6 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     family.size = ("30", "50", "70", "100", "130", "160", "200", "base")
     family.flops = (6.7e17, 1.33e18)
   else:
-    family.size = ("2x48x96x4", "3x96x192x4", "4x192x320x4", "5x256x640x8")
-    family.flops = (7e11, 2.1e12)
+    family.size = ("1x16x32x4", "2x32x64x4", "2x64x128x4", "4x128x256x4")
+    family.flops = (3e11, 9e11)
   return family

@@ -91,7 +91,7 @@ def test_without_sharing_each_run_is_whole(tmp_path):
 
 
 def test_a_family_that_cannot_start_names_the_run(tmp_path):
-  with pytest.raises(UserError, match=r"hubert-2x48x96x4: .* buys 0 updates"):
+  with pytest.raises(UserError, match=r"hubert-1x16x32x4: .* buys 0 updates"):
     family_lib.expand(smoke(flops=(1e3, 1e12)), [], tmp_path)
   with pytest.raises(UserError, match=r"hubert-31: unknown size '31'"):
     family_lib.expand(smoke(size=("31",)), [], tmp_path)
