@@ -53,8 +53,8 @@ def test_every_cell_is_a_run_with_the_flops_asked_for(tmp_path):
     assert flops - cost <= run.facts["flops"] <= flops
   names = {run.name for run in runs}
   assert {
-    "hubert-3x96x192x4-7e11",
-    "tera-2x48x96x4-0.02h-seed1-2.1e12",
+    "hubert-2x32x64x4-3e11",
+    "tera-1x16x32x4-0.02h-seed1-9e11",
   } <= names
 
 
