@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssl_jax.config import clear_other_budgets
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UsageError, UserError
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +42,7 @@ def run(main: Callable[[], dict]) -> dict:
   try:
     result = main()
   except UserError as error:
-    _fail(str(error), 1)
+    _fail(str(error), 2 if isinstance(error, UsageError) else 1)
   except KeyboardInterrupt as error:
     _fail(str(error) or "interrupted", 130)
   print(json.dumps(result), flush=True)

@@ -6,3 +6,7 @@ class UserError(Exception):
 
   Doors print the line without a traceback and exit with status 1.
   """
+
+
+class UsageError(UserError):
+  """Flags that do not go together, or lack one: exit status 2."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from ssl_jax import cli
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UsageError, UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -60,7 +60,7 @@ def main() -> dict:
   elif not layer.isdigit():
     raise UserError(f"--layer={layer}: expected a number, or mfcc")
   elif _CHECKPOINT.value is None:
-    raise UserError(
+    raise UsageError(
       "--checkpoint is missing: give the workdir of a trained encoder, or "
       "--layer=mfcc"
     )

@@ -42,11 +42,11 @@ def main() -> dict:
   environment = dict(os.environ)
   # The accelerator is for the runs: this process only counts.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  from ssl_jax.errors import UserError
+  from ssl_jax.errors import UsageError
   from ssl_jax.training import family
 
   if _INDEX.value >= _COUNT.value:
-    raise UserError(
+    raise UsageError(
       f"--index={_INDEX.value} is not below --count={_COUNT.value}"
     )
   workdir = Path(_WORKDIR.value)

@@ -644,7 +644,7 @@ def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
 def test_wrong_usage_is_one_line_and_a_status(run, tmp_path):
   workdir = tmp_path / "labels"
   cases = [
-    ([], 1, "--checkpoint is missing"),
+    ([], 2, "--checkpoint is missing"),
     (["--layer=foo"], 1, "--layer=foo: expected a number"),
     ([f"--checkpoint={run}", "--layer=99"], 1, "has layers 0 to 2"),
     (["--clusters=1"], 2, "--clusters=1"),

@@ -179,5 +179,5 @@ def test_a_sweep_goes_on_past_a_failure_and_is_resumed(tmp_path):
 
 def test_a_share_beyond_the_last_is_refused(tmp_path):
   status, result, err = sweep(tmp_path, "--index=2", "--count=2")
-  assert (status, result) == (1, None)
+  assert (status, result) == (2, None)
   assert err.strip() == "error: --index=2 is not below --count=2"

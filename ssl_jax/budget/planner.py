@@ -1,0 +1,196 @@
+"""Which model, how much data and how many updates a budget buys."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.budget import law as law_lib
+from ssl_jax.budget.flops import readable
+from ssl_jax.budget.law import Candidate, Law, Point
+from ssl_jax.errors import UserError
+
+# So many own runs of one setting are fitted without the published ones.
+_ENOUGH = 8
+
+
+def read_runs(folder: Path) -> list[Point]:
+  """The finished runs in a folder, at any depth, to fit the law to.
+
+  Raises:
+    UserError: there is none, or one cannot be read.
+  """
+  results = sorted(folder.rglob("result.json"))
+  if not results:
+    raise UserError(f"--runs={folder}: no finished run in it or below")
+  return [_read_run(path.parent) for path in results]
+
+
+def _read_run(workdir: Path) -> Point:
+  try:
+    result = json.loads((workdir / "result.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
+    return Point(
+      float(result["params"]),
+      float(result["audio_seconds"]),
+      float(result["valid_loss"]),
+      setting_of(ConfigDict(config)),
+    )
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    said = " ".join(str(error).split())
+    raise UserError(
+      f"--runs: {workdir} cannot be read as a run of this version ({said}); "
+      "leave it out"
+    ) from error
+
+
+def setting_of(config: ConfigDict) -> str:
+  """Within what the losses of a config's runs are comparable."""
+  objective, data = config.objective.name, config.data
+  if objective == "hubert":
+    objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
+  corpus = data.dir if data.source == "folder" else data.source
+  hours = f", {data.hours:g} h" if data.hours else ""
+  return f"{objective}, {config.frontend.name}, {corpus}{hours}"
+
+
+def fit(
+  objective: str, own: Sequence[Point]
+) -> tuple[Law, list[Law], str, list[Point]]:
+  """The law to plan with, those of its bootstrap, the setting, the points.
+
+  Own runs of one setting decide where they are enough; fewer move only the
+  floor of the published law.
+
+  Raises:
+    UserError: own runs of several settings, or of too few sizes and lengths.
+  """
+  settings = {point.setting for point in own}
+  if len(settings) > 1:
+    raise UserError(
+      f"--runs are of {len(settings)} settings, whose losses are not "
+      f"comparable: {'; '.join(sorted(settings))}"
+    )
+  points = list(own)
+  if len(own) < _ENOUGH:
+    points += law_lib.published(objective)
+  setting = settings.pop() if own else law_lib.PUBLISHED
+  law = law_lib.fit(points)
+  return law, law_lib.bootstrap(points, law), setting, points
+
+
+def plan(
+  law: Law,
+  laws: Sequence[Law],
+  setting: str,
+  flops: float,
+  candidates: Sequence[Candidate],
+  batch_seconds: float,
+  hours: float,
+) -> dict[str, Any]:
+  """What to train for a budget.
+
+  Args:
+    law: to plan with.
+    laws: of its bootstrap.
+    setting: whose loss is predicted.
+    flops: to spend on training.
+    candidates: models.
+    batch_seconds: of audio an update.
+    hours: of the corpus.
+
+  Returns:
+    size, params, updates, flops, audio_hours, epochs, predicted_loss (nats),
+    interval (90 %), runner_up (the same of the second), optimal_params with its
+    interval, and outside: what lies outside the runs the law was fitted to.
+  """
+  ranked = law_lib.rank(law, setting, flops, candidates)
+  costs = {
+    candidate.name: candidate.flops_per_second for candidate in candidates
+  }
+
+  def described(choice: law_lib.Choice) -> dict[str, Any]:
+    updates = int(choice.audio_seconds / batch_seconds)
+    band = law_lib.interval(
+      law, laws, choice.params, choice.audio_seconds, setting
+    )
+    return {
+      "size": choice.name,
+      "params": choice.params,
+      "updates": updates,
+      "flops": updates * batch_seconds * costs[choice.name],
+      "audio_hours": choice.audio_seconds / 3600,
+      "epochs": choice.audio_seconds / 3600 / hours,
+      "predicted_loss": choice.loss,
+      "interval": band,
+      "outside": law.outside(choice.params, choice.audio_seconds),
+    }
+
+  best = law_lib.optimum(law, setting, flops, candidates)
+  optima = sorted(
+    law_lib.optimum(other, setting, flops, candidates).params for other in laws
+  )
+  return described(ranked[0]) | {
+    "runner_up": described(ranked[1]),
+    "optimal_params": best.params,
+    "optimal_params_interval": (
+      optima[round(0.05 * (len(optima) - 1))],
+      optima[round(0.95 * (len(optima) - 1))],
+    ),
+    "ranked": [[c.name, c.loss] for c in ranked],
+  }
+
+
+def command(
+  config: str, size: str, objective: str, flops: float, audio: str
+) -> str:
+  """The command that trains a plan on a folder of audio."""
+  path = f"{config}:size={size},objective={objective}"
+  return (
+    f"python -m ssl_jax.main --config={shlex.quote(path)} "
+    f"--config.budget.flops={flops:.4g} "
+    f"--config.data.dir={shlex.quote(audio)}"
+  )
+
+
+def table(made: dict[str, Any], law: Law, setting: str, runs: int) -> str:
+  """The plan as a person reads it; losses in nats and bits."""
+
+  def loss(choice: dict[str, Any]) -> str:
+    low, high = choice["interval"]
+    bits = 1 / math.log(2)
+    return (
+      f"{choice['predicted_loss']:.3f} nats ({low:.3f} to {high:.3f}), "
+      f"{choice['predicted_loss'] * bits:.3f} bits"
+    )
+
+  second = made["runner_up"]
+  low, high = made["optimal_params_interval"]
+  rows = {
+    "train": f"size {made['size']}, {readable(made['params'])} parameters, "
+    f"{made['updates']:,} updates",
+    "spend": f"{readable(made['flops'])}FLOP",
+    "data": f"{made['audio_hours']:,.4g} h seen, {made['epochs']:.3g} epochs",
+    "expect": f"validation loss {loss(made)}",
+    "runner-up": f"size {second['size']}, {loss(second)}",
+    "best size": f"{readable(made['optimal_params'])} parameters "
+    f"({readable(low)} to {readable(high)})",
+    "law": f"{law.floors[setting]:.3f} + {law.a_scale:.3g} (N / 20 M)^-"
+    f"{law.a:.2f} + {law.b_scale:.3g} (D / 17.3 kh)^-{law.b:.2f}, of {runs} "
+    f"runs, residuals of {law.rmse:.3f} nats",
+    "setting": setting,
+  }
+  if "hours" in made:
+    rows["time"] = f"{made['hours']:.3g} h on {made['device']}, at " + (
+      f"{readable(made['flops_per_second'])}FLOP/s ({made['basis']})"
+    )
+    if made["cost"] is not None:
+      rows["time"] += f": {made['cost']:,.2f} at the price given"
+  if made["outside"]:
+    rows["beware"] = "a guess: " + "; ".join(made["outside"])
+  rows["command"] = made["command"]
+  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
