@@ -39,7 +39,7 @@ def slim():
     if size != "small"
   }
   candidates = [
-    Candidate(size, num_params(c), updates.update_flops(c) / 156)
+    Candidate(size, num_params(c), updates.update_flops(c) / c.batch.seconds)
     for size, c in configs.items()
   ]
   return candidates, updates.run_flops(configs["100"])
@@ -82,7 +82,7 @@ def test_the_best_size_lies_where_the_paper_found_it(points, law, slim):
   assert np.mean(smaller) > 0.95
   ranked = law_lib.rank(law, PUBLISHED, full, candidates)
   assert ranked[0].name in ("130", "160", "190", "200")
-  assert {choice.name for choice in ranked[-3:]} == {"30", "40", "large"}
+  assert {choice.name for choice in ranked[-2:]} == {"30", "large"}
 
 
 def made_up(sizes, lengths, setting="a", floor=2.0):
