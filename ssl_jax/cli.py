@@ -30,17 +30,23 @@ def define_config() -> None:
   )
 
 
-def run(main: Callable[[], dict]) -> dict:
-  """Parses the flags, calls `main`, prints what it returns as a last line."""
+def run(main: Callable[..., dict], arguments: str = "") -> dict:
+  """Parses the flags, calls `main`, prints what it returns as a last line.
+
+  Args:
+    main: of the door.
+    arguments: what `main` takes beside flags, as a list, in a word for the
+      user; "": it takes nothing, and is given nothing.
+  """
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)
   if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
     print(_help(main))
     sys.exit(0)
-  _parse(sys.argv)
+  given = _parse(sys.argv, arguments)
   try:
-    result = main()
+    result = main(given) if arguments else main()
   except UserError as error:
     _fail(str(error), 2 if isinstance(error, UsageError) else 1)
   except KeyboardInterrupt as error:
@@ -49,10 +55,12 @@ def run(main: Callable[[], dict]) -> dict:
   return result
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str], arguments: str) -> list[str]:
   try:
     rest = FLAGS(argv)[1:]
-    if rest:
+    if arguments and not rest:
+      _fail(f"{arguments} is missing; see --help", 2)
+    if rest and not arguments:
       _fail(f"unexpected argument {rest[0]!r}; see --help", 2)
     if "config" in FLAGS and FLAGS.config is None:
       _fail("--config=configs/... is missing; see --help", 2)
@@ -60,6 +68,7 @@ def _parse(argv: list[str]) -> None:
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
+    return rest
   except UserError as error:
     _fail(str(error), 1)
   except (flags.Error, OSError) as error:
@@ -69,7 +78,7 @@ def _parse(argv: list[str]) -> None:
     _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
 
 
-def _help(main: Callable[[], dict]) -> str:
+def _help(main: Callable[..., dict]) -> str:
   module = inspect.getmodule(main)
   lines = [inspect.getdoc(module), "", "Flags:"]
   for name, flag in sorted(FLAGS.flags_by_module_dict().items()):

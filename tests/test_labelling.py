@@ -193,6 +193,24 @@ def test_a_frames_label_is_its_nearest_centroid(made, request):
       assert header["inertia"] == pytest.approx(inertia, rel=1e-4)
 
 
+def test_stored_mfcc_labels_are_those_made_in_the_step(mfcc_labelled, audio):
+  work, folder, _ = mfcc_labelled
+  source = work["sources"]["valid"]
+  clip = int(np.argmin(source.num_samples))
+  samples = source.read(clip, 0, LAST_BUCKET)
+  labels = labels_of_clips(folder, "valid", source)[clip]
+  config = tiny(audio, "mfcc", (CLUSTERS,))
+  codebook = np.load(folder / "codebook.npy")
+  objective = make_objective(config, np.dtype("float32"), (codebook,))
+  inputs = {
+    "waveform": samples[None] / np.float32(2**15),
+    "length": np.array([len(samples)]),
+    "frame_mask": np.ones((1, len(labels)), bool),
+  }
+  made = jax.jit(objective.targets)(inputs, None)
+  np.testing.assert_array_equal(made[0, :, 0], labels)
+
+
 def test_the_header_says_what_the_labels_are(labelled):
   work, folder, header = labelled
   assert header == json.loads((folder / "header.json").read_text())
@@ -327,7 +345,8 @@ def test_finished_labels_are_not_made_again(quick, finished):
 
 
 def flip(path):
-  path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+  data = path.read_bytes()
+  path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def halve(path):
@@ -342,6 +361,7 @@ DAMAGE = [
   (flip, "train.labels"),
   (halve, "valid.labels"),
   (Path.unlink, "valid.jsonl"),
+  (flip, "codebook.npy"),
   (halve, "codebook.npy"),
   (garble, "header.json"),
 ]
