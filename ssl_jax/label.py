@@ -54,10 +54,12 @@ def main() -> dict:
   from ssl_jax.validation import validate
 
   config, layer = cli.FLAGS.config, _LAYER.value
+  if layer.isdecimal():
+    layer = str(int(layer))  # 06 is 6.
   validate(config)
   if layer == "mfcc":
     states, origin, beside = frames.mfcc_states, None, Path("runs")
-  elif not layer.isdigit():
+  elif not layer.isdecimal():
     raise UserError(f"--layer={layer}: expected a number, or mfcc")
   elif _CHECKPOINT.value is None:
     raise UsageError(

@@ -234,7 +234,7 @@ def test_validation_reads_every_clip_once():
 
 @pytest.fixture(scope="module")
 def source():
-  settings = ConfigDict(dict(source="embedded", min_seconds=0.2))
+  settings = ConfigDict(dict(source="embedded", hours=0.0, min_seconds=0.2))
   return data.open_source(settings, "train")
 
 
@@ -370,6 +370,7 @@ def folder(tmp_path):
       dir=str(tmp_path),
       valid_dir=str(tmp_path),
       valid_fraction=0.0,
+      hours=0.0,
       min_seconds=0.5,
     )
   )

@@ -694,6 +694,7 @@ def spoken(tmp_path_factory):
       source="folder",
       dir=str(root / "audio"),
       valid_dir=str(root / "audio"),
+      hours=0.0,
       min_seconds=0.5,
     )
   )

@@ -19,7 +19,12 @@ CORPUS = pathlib.Path(data.__file__).parent / "corpus"
 
 def config(**changes):
   values = dict(
-    source="folder", dir="", valid_dir="", valid_fraction=0.2, min_seconds=0.5
+    source="folder",
+    dir="",
+    valid_dir="",
+    valid_fraction=0.2,
+    hours=0.0,
+    min_seconds=0.5,
   )
   return ConfigDict(values | changes)
 

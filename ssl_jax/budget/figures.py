@@ -1,31 +1,22 @@
 """The report's figures, each a PNG made of finished runs."""
 
-import io
 import math
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from ssl_jax.budget.canvas import (
+  COLOURS,
+  Picture,
+  draw_bars,
+  log_x,
+  make_panels,
+  make_picture,
+)
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.isoflop import Minimum, means, minimum
 from ssl_jax.budget.runs import Row, budgets, of_budget
-
-# Okabe and Ito's, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DPI = 160
-
-
-class Picture(NamedTuple):
-  """A figure: file name, title, what is shown, PNG."""
-
-  name: str
-  title: str
-  caption: str
-  png: bytes
 
 
 def draw_all(rows: list[Row]) -> tuple[list[Picture], list[Minimum]]:
@@ -53,26 +44,9 @@ def _by_objective(rows: list[Row]) -> dict[str, list[Row]]:
   return {n: [row for row in rows if row.objective == n] for n in names}
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-  figure = Figure(figsize=(1.2 + 4.6 * count, 3.8), layout="constrained")
-  axes = figure.subplots(1, count, squeeze=False)[0]
-  for panel in axes:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-  return figure, list(axes)
-
-
-def _picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
-  png = io.BytesIO()
-  FigureCanvasAgg(figure)
-  figure.savefig(png, format="png", dpi=_DPI)
-  return Picture(name, title, caption, png.getvalue())
-
-
 def _curves(rows: list[Row]) -> Picture | None:
   groups = _by_objective(rows)
-  figure, axes = _panels(len(groups))
+  figure, axes = make_panels(len(groups))
   for panel, (objective, own) in zip(axes, groups.items()):
     params = np.log([row.params for row in own])
     span = max(np.ptp(params), 1e-9)
@@ -93,10 +67,11 @@ def _curves(rows: list[Row]) -> Picture | None:
       color="#666666",
       fontsize=8,
     )
-    panel.set(xscale="log", xlabel="training FLOPs", title=objective)
+    log_x(panel)
+    panel.set(xlabel="training FLOPs", title=objective)
     _name_sizes(panel, own)
   axes[0].set_ylabel("validation loss, nats")
-  return _picture(
+  return make_picture(
     figure,
     "loss_over_flops",
     "Loss over compute",
@@ -122,10 +97,10 @@ def _sizes(rows: list[Row], minima: list[Minimum]) -> Picture | None:
   }
   if not groups:
     return None
-  figure, axes = _panels(len(groups))
+  figure, axes = make_panels(len(groups))
   for panel, (objective, own) in zip(axes, groups.items()):
     for i, budget in enumerate(budgets(own)):
-      here, colour = of_budget(own, budget), _COLOURS[i % len(_COLOURS)]
+      here, colour = of_budget(own, budget), COLOURS[i % len(COLOURS)]
       panel.plot(
         [row.params for row in here],
         [row.loss for row in here],
@@ -158,10 +133,11 @@ def _sizes(rows: list[Row], minima: list[Minimum]) -> Picture | None:
             linewidth=3,
             alpha=0.4,
           )
-    panel.set(xscale="log", xlabel="parameters", title=objective)
+    log_x(panel)
+    panel.set(xlabel="parameters", title=objective)
     panel.legend(frameon=False, fontsize=8, title="budget", title_fontsize=8)
   axes[0].set_ylabel("validation loss, nats")
-  return _picture(
+  return make_picture(
     figure,
     "loss_over_size",
     "Model size at equal compute",
@@ -180,7 +156,7 @@ def _frontier(rows: list[Row]) -> Picture | None:
   }
   if not groups:
     return None
-  figure, axes = _panels(len(groups))
+  figure, axes = make_panels(len(groups))
   for panel, (objective, own) in zip(axes, groups.items()):
     panel.plot(
       [row.flops for row in own],
@@ -198,7 +174,7 @@ def _frontier(rows: list[Row]) -> Picture | None:
       [row.flops for row in best],
       [row.loss for row in best],
       "o-",
-      color=_COLOURS[0],
+      color=COLOURS[0],
       label="best of a budget",
     )
     for row in best:
@@ -211,10 +187,11 @@ def _frontier(rows: list[Row]) -> Picture | None:
         fontsize=8,
       )
     panel.margins(y=0.15)
-    panel.set(xscale="log", xlabel="training FLOPs", title=objective)
+    log_x(panel)
+    panel.set(xlabel="training FLOPs", title=objective)
     panel.legend(frameon=False, fontsize=8)
   axes[0].set_ylabel("validation loss, nats")
-  return _picture(
+  return make_picture(
     figure,
     "frontier",
     "What a budget buys",
@@ -236,31 +213,18 @@ def _small(rows: list[Row]) -> Picture | None:
         pairs.append((name, np.mean(slim), np.mean(small)))
   if not pairs:
     return None
-  figure, (panel,) = _panels(1)
+  figure, (panel,) = make_panels(1)
   names, slim, small = zip(*pairs)
-  _bars(panel, names, {"Slim (deep, narrow)": slim, "Small (3 wide)": small})
+  draw_bars(
+    panel, names, {"Slim (deep, narrow)": slim, "Small (3 wide)": small}
+  )
   panel.set_ylabel("validation loss, nats")
-  return _picture(
+  return make_picture(
     figure,
     "slim_and_small",
     "Slim against Small",
     "Two shapes of about 20 M parameters at equal budgets.",
   )
-
-
-def _bars(panel: Axes, names: tuple, values: dict[str, tuple]) -> None:
-  width = 0.8 / len(values)
-  for i, (label, heights) in enumerate(values.items()):
-    places = np.arange(len(names)) + width * (i - (len(values) - 1) / 2)
-    bars = panel.bar(
-      places, heights, 0.92 * width, color=_COLOURS[i], label=label
-    )
-    panel.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
-  panel.set_xticks(np.arange(len(names)), names, fontsize=9)
-  panel.grid(visible=False, axis="x")
-  panel.margins(y=0.18)
-  if len(values) > 1:
-    panel.legend(frameon=False, fontsize=8, ncols=len(values))
 
 
 def _hours(rows: list[Row]) -> Picture | None:
@@ -271,7 +235,7 @@ def _hours(rows: list[Row]) -> Picture | None:
   }
   if not groups:
     return None
-  figure, axes = _panels(len(groups))
+  figure, axes = make_panels(len(groups))
   for panel, (objective, own) in zip(axes, groups.items()):
     # All of a corpus is 0 in a config: shown one step to the right.
     every = 4 * max(row.data_hours for row in own)
@@ -286,7 +250,7 @@ def _hours(rows: list[Row]) -> Picture | None:
         hours,
         losses,
         "o-",
-        color=_COLOURS[i % len(_COLOURS)],
+        color=COLOURS[i % len(COLOURS)],
         label=f"{readable(budget)}FLOP",
       )
     ticks = sorted({hours_of(row) for row in own})
@@ -296,7 +260,7 @@ def _hours(rows: list[Row]) -> Picture | None:
     panel.minorticks_off()
     panel.legend(frameon=False, fontsize=8, title="budget", title_fontsize=8)
   axes[0].set_ylabel("validation loss, nats")
-  return _picture(
+  return make_picture(
     figure,
     "loss_over_hours",
     "Hours of data at equal compute",
@@ -317,14 +281,14 @@ def _objectives(rows: list[Row]) -> Picture | None:
       row.main / (row.chance or math.nan),
       row.accuracy,
     ]
-  figure, axes = _panels(2)
+  figure, axes = make_panels(2)
   for panel, i, title in zip(
     axes, (0, 1), ("main term, share of chance", "masked accuracy")
   ):
     kept = {n: v[i] for n, v in best.items() if math.isfinite(v[i])}
-    _bars(panel, tuple(kept), {title: tuple(kept.values())})
+    draw_bars(panel, tuple(kept), {title: tuple(kept.values())})
     panel.set_title(title, fontsize=10)
-  return _picture(
+  return make_picture(
     figure,
     "objectives",
     "Objectives at equal compute",
@@ -338,14 +302,15 @@ def _probes(rows: list[Row]) -> Picture | None:
   names = sorted({name for row in rows for name in row.probes})
   if not names:
     return None
-  figure, axes = _panels(len(names))
+  figure, axes = make_panels(len(names))
   for panel, name in zip(axes, names):
     for i, (objective, own) in enumerate(_by_objective(rows).items()):
       points = [(r.params, r.probes[name]) for r in own if name in r.probes]
       if points:
-        panel.plot(*zip(*points), "o", color=_COLOURS[i], label=objective)
-    panel.set(xscale="log", xlabel="parameters", title=name)
+        panel.plot(*zip(*points), "o", color=COLOURS[i], label=objective)
+    log_x(panel)
+    panel.set(xlabel="parameters", title=name)
     panel.legend(frameon=False, fontsize=8)
-  return _picture(
+  return make_picture(
     figure, "probes", "Probes", "Scores of frozen features over model size."
   )

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from ssl_jax.budget.figures import Picture, draw_all
+from ssl_jax.budget.canvas import Picture
+from ssl_jax.budget.figures import draw_all
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.isoflop import Minimum
 from ssl_jax.budget.runs import Row
@@ -86,7 +87,7 @@ def _render(
   summary = (
     f"{len(rows)} finished runs: "
     f"{readable(sum(row.own_flops for row in rows))}FLOP of training, "
-    f"{sum(map(own_hours, rows)):.3g} device hours"
+    f"{sum(map(own_hours, rows)):,.4g} device hours"
     + (f" on {', '.join(kinds)}" if kinds else "")
     + (f"; {len(broken)} left out" if broken else "")
     + "."
@@ -128,7 +129,7 @@ def _runs_table(rows: list[Row], price: float | None) -> dict[str, Any]:
   total = dict.fromkeys(columns, "") | {
     "run": _TOTAL,
     "own FLOPs": readable(sum(row.own_flops for row in rows)),
-    "device h": f"{hours:.3g}",
+    "device h": f"{hours:,.4g}",
   }
   if price is not None:
     total["cost"] = f"{hours * price:,.2f}"

@@ -102,7 +102,8 @@ def _read(workdir: Path, name: str) -> Row:
     for key in ("num_layers", "hidden_size", "ffn_size", "num_heads")
   )
   size = next((s for s, known in SIZES.items() if known == shape), None)
-  spent = {line["update"]: line["flops"] for line in train} | {0: 0.0}
+  spent = {line["update"]: line["flops"] for line in train}
+  spent[valid[0]["update"]] = result.get("trunk_flops", 0)
   return Row(
     name=name,
     objective=objective,

@@ -24,7 +24,7 @@ class Encoder(NamedTuple):
   Attributes:
     config: of the run that trained it.
     params: of the backbone.
-    origin: {path, update, params: their hash}.
+    origin: {path, update, params: their hash, compute_dtype}.
     workdir: of that run.
   """
 
@@ -100,6 +100,7 @@ def load_encoder(path: Path) -> Encoder:
     "path": str(path),
     "update": int(folder.name),
     "params": digest.hexdigest()[:16],
+    "compute_dtype": jnp.dtype(compute_dtype(config)).name,
   }
   return Encoder(config, params, origin, folder.parents[1])
 
