@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax.budget import law as law_lib
 from ssl_jax.budget import updates
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
@@ -80,6 +81,22 @@ def test_smaller_budgets_branch_off_the_largest(tmp_path):
     assert left == run.facts["updates"] - decay
     share = run.facts["own_flops"] / run.facts["flops"]
     assert share == pytest.approx(decay / run.facts["updates"])
+
+
+def test_the_table_has_the_losses_of_the_planner(tmp_path):
+  family = config_lib.load(f"{ROOT}/configs/isoflop.py")
+  family.config = f"{ROOT}/{family.config}"
+  family.size, family.flops = ("100",), (1.33e18,)
+  overrides = ["data.source=embedded", "data.min_seconds=0.3"]
+  ((run,),) = family_lib.expand(family, overrides, tmp_path)
+  law = law_lib.fit(law_lib.published("hubert"))
+  audio = run.facts["updates"] * run.facts["seconds_per_update"]
+  loss = law.loss(run.facts["params"], audio, law_lib.PUBLISHED)
+  assert f"{loss:.3f}" in family_lib.table([run], tmp_path)
+  # Nothing is known of runs with another frontend.
+  groups = family_lib.expand(smoke(), [], tmp_path)
+  lines = family_lib.table(groups[0], tmp_path).splitlines()
+  assert all(line.endswith("-") for line in lines[1:-1])
 
 
 def test_without_sharing_each_run_is_whole(tmp_path):

@@ -58,6 +58,11 @@ def setting_of(config: ConfigDict) -> str:
   return f"{objective}, {config.frontend.name}, {corpus}{hours}"
 
 
+def enough(own: Sequence[Point]) -> bool:
+  """Whether own runs are fitted without the published ones."""
+  return len(own) >= _ENOUGH
+
+
 def fit(
   objective: str, own: Sequence[Point]
 ) -> tuple[Law, list[Law], str, list[Point]]:
@@ -76,7 +81,7 @@ def fit(
       f"comparable: {'; '.join(sorted(settings))}"
     )
   points = list(own)
-  if len(own) < _ENOUGH:
+  if not enough(own):
     points += law_lib.published(objective)
   setting = settings.pop() if own else law_lib.PUBLISHED
   law = law_lib.fit(points)

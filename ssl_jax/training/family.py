@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import config as config_lib
+from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
@@ -111,6 +112,8 @@ def _group(
   runs = []
   for flops, given, setup in made:
     facts, own = dict(setup.header), setup.header["flops"]
+    facts["objective"] = objective
+    facts["frontend"] = setup.config.frontend.name
     if flops in leave:
       given = [*given, f"budget.trunk={workdir / name(budgets[0])}"]
       own -= leave[flops] * facts["flops_per_update"]
@@ -198,7 +201,9 @@ def _train(
 def table(runs: list[Run], workdir: Path) -> str:
   """What the runs are and cost, as a person reads it.
 
-  Hours are guessed from the FLOPs a second of finished runs of the family.
+  Hours are guessed from the FLOPs a second of finished runs of the family, and
+  losses by the planner's law: of the finished runs where they are enough, else
+  of the published ones where these had the frontend.
   """
   done = [
     json.loads((workdir / run.name / "result.json").read_text())
@@ -209,9 +214,10 @@ def table(runs: list[Run], workdir: Path) -> str:
     (x["flops"] - x["trunk_flops"]) / max(1e-9, x["train_seconds"])
     for x in done
   ]
+  predicted = _predict(runs, workdir)
   lines = [
-    f"{'run':32}{'parameters':>12}{'updates':>11}{'epochs':>8}"
-    f"{'FLOPs':>10}{'own':>10}{'hours':>8}"
+    f"{'run':32}{'parameters':>12}{'updates':>11}{'epochs':>10}"
+    f"{'FLOPs':>10}{'own':>10}{'hours':>8}{'loss':>8}"
   ]
   for run in runs:
     facts, hours = run.facts, "-"
@@ -221,8 +227,9 @@ def table(runs: list[Run], workdir: Path) -> str:
       hours = f"{facts['own_flops'] / statistics.median(rates) / 3600:.2g}"
     lines.append(
       f"{run.name:32}{readable(facts['params']):>12}{facts['updates']:>11,}"
-      f"{facts['epochs']:>8.3g}{readable(facts['flops']):>10}"
+      f"{facts['epochs']:>10.3g}{readable(facts['flops']):>10}"
       f"{readable(facts['own_flops']):>10}{hours:>8}"
+      f"{predicted.get(run.name, '-'):>8}"
     )
   own = sum(run.facts["own_flops"] for run in runs)
   whole = sum(run.facts["flops"] for run in runs)
@@ -231,3 +238,27 @@ def table(runs: list[Run], workdir: Path) -> str:
     "were trained from scratch)"
   )
   return "\n".join(lines)
+
+
+def _predict(runs: list[Run], workdir: Path) -> dict[str, str]:
+  """{name: expected validation loss, nats} of what can be told."""
+  predicted = {}
+  for objective in sorted({run.facts["objective"] for run in runs}):
+    own = [run for run in runs if run.facts["objective"] == objective]
+    points = [
+      point
+      for run in own
+      if is_finished(workdir / run.name)
+      for point in planner.read_runs(workdir / run.name)
+    ]
+    if own[0].facts["frontend"] != "waveform" and not planner.enough(points):
+      continue
+    try:
+      law, _, setting, _ = planner.fit(objective, points)
+    except UserError:  # Of several settings, or sizes too alike.
+      continue
+    for run in own:
+      audio = run.facts["updates"] * run.facts["seconds_per_update"]
+      loss = law.loss(run.facts["params"], audio, setting)
+      predicted[run.name] = f"{loss:.3f}"
+  return predicted
