@@ -10,8 +10,9 @@ from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
-# What may differ when a run is resumed: it decides how fast, not what.
-_FREE = ("loader.", "batch.microbatches")
+# What may differ when a run is resumed: it decides how fast, or how to count,
+# not what.
+_FREE = ("loader.", "batch.microbatches", "hubert.earlier")
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
