@@ -46,8 +46,10 @@ def base() -> ConfigDict:
   config.compute_dtype = "auto"
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # embedded: the packaged clips; folder: yours.
-  config.data.dir = ""  # folder: a tree of wav/flac/ogg/mp3 files, any rate.
+  # embedded: the packaged clips; folder: a tree of wav/flac/ogg/mp3 files, any
+  # rate; records: what ssl_jax.prepare made of one.
+  config.data.source = "folder"
+  config.data.dir = ""
   config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
   config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
   # Of training audio, taken alike from its speakers; 0: all there is. The hours

@@ -9,7 +9,7 @@ from ssl_jax.errors import UserError
 
 _CHOICES = {
   "compute_dtype": ("auto", "float32", "bfloat16"),
-  "data.source": ("embedded", "folder"),
+  "data.source": ("embedded", "folder", "records"),
   "frontend.name": ("waveform", "logmel"),
   "frontend.norm": ("group", "layer"),
   "objective.name": ("hubert", "wav2vec2", "tera"),

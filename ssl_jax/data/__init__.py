@@ -2,13 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from ssl_jax.data import embedded, folder, source
+from ssl_jax.data import embedded, folder, records, source
 from ssl_jax.data.subset import take_hours
 
 # A new source is one file with an `open_split`, and one line here.
 SOURCES = {
   "embedded": embedded.open_split,
   "folder": folder.open_split,
+  "records": records.open_split,
 }
 
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import hashlib
 import logging
 import os
 
@@ -43,29 +42,18 @@ def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
   key = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   name = f"--config.data.{key}={config[key]!r}"
   root = os.path.expanduser(config[key])
-  clips = _scan(name, *_list_files(name, root), config.min_seconds)
+  clips = _scan(name, *list_files(name, root), config.min_seconds)
   if config.valid_dir:
     return clips.select(range(len(clips.ids)))
-  if len(clips.ids) == 1:
-    raise UserError(
-      f"{name}: only one usable audio file, so none can be held out for "
-      "validation; add files or set --config.data.valid_dir"
-    )
-  order = sorted(range(len(clips.ids)), key=lambda i: _hash(clips.ids[i]))
-  held_out = max(1, round(config.valid_fraction * len(order)))
-  held_out = min(held_out, len(order) - 1)  # Leave something to train on.
-  chosen = order[:held_out] if split == "valid" else order[held_out:]
-  return clips.select(sorted(chosen))
+  return clips.select(
+    source.hold_out(name, clips.ids, config.valid_fraction, split)
+  )
 
 
-def _hash(clip: str) -> bytes:
-  return hashlib.blake2b(clip.encode(), digest_size=16).digest()
-
-
-def _list_files(
-  name: str, root: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def list_files(name: str, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Ids and paths of the audio files under `root`, sorted by id.
+
+  `name` is the folder's, as the user gave it.
 
   Symbolic links are followed, but no folder is entered twice. Hidden files are
   left out: copying from a Mac leaves a `._clip.wav` that is no audio.

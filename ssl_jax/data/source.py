@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -123,6 +124,38 @@ def keep_usable(
     metadata=[metadata[i] for i in kept],
     skipped=skipped,
   )
+
+
+def hold_out(
+  name: str, ids: Sequence[str], fraction: float, split: str
+) -> list[int]:
+  """Places of the clips of "train" or "valid", in order.
+
+  Held-out clips are those whose ids hash lowest: the same on every machine, and
+  hardly changed by adding clips.
+
+  Args:
+    name: of the source, as the user gave it.
+    ids: of all clips.
+    fraction: of them that is held out; at least one.
+    split: of the two.
+
+  Raises:
+    UserError: there is but one clip.
+  """
+  if len(ids) == 1:
+    raise UserError(
+      f"{name}: only one usable audio file, so none can be held out for "
+      "validation; add files or set --config.data.valid_dir"
+    )
+  order = sorted(range(len(ids)), key=lambda i: name_hash(ids[i]))
+  count = min(max(1, round(fraction * len(order))), len(order) - 1)
+  return sorted(order[:count] if split == "valid" else order[count:])
+
+
+def name_hash(name: str) -> bytes:
+  """16 bytes, the same on every machine."""
+  return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def check_choice(what: str, given: str, names: Iterable[str]) -> None:

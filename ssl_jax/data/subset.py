@@ -4,13 +4,12 @@ A clip's place in the order depends only on ids, lengths and speakers, so 1 h is
 part of 10 h, and every process picks the same.
 """
 
-import hashlib
 from typing import Any
 
 import numpy as np
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.data.source import Source
+from ssl_jax.data.source import Source, name_hash
 from ssl_jax.errors import UserError
 
 
@@ -34,13 +33,13 @@ def take_hours(source: Source, hours: float) -> Source:
   given: dict[str, float] = {}
   place = {}
   for clip in sorted(
-    range(len(source.ids)), key=lambda i: _hash(source.ids[i])
+    range(len(source.ids)), key=lambda i: name_hash(source.ids[i])
   ):
     speaker = _speaker(source.ids[clip], source.metadata[clip])
     place[clip] = (
       given.get(speaker, 0.0),
-      _hash(speaker),
-      _hash(source.ids[clip]),
+      name_hash(speaker),
+      name_hash(source.ids[clip]),
     )
     given[speaker] = place[clip][0] + seconds[clip]
   order = sorted(place, key=place.get)
@@ -50,7 +49,3 @@ def take_hours(source: Source, hours: float) -> Source:
 
 def _speaker(clip: str, metadata: dict[str, Any]) -> str:
   return str(metadata.get("speaker") or clip.rpartition("/")[0])
-
-
-def _hash(name: str) -> bytes:
-  return hashlib.blake2b(name.encode(), digest_size=16).digest()

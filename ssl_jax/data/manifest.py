@@ -1,0 +1,189 @@
+"""What a corpus holds: clips of a folder, a manifest, or an archive."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from ssl_jax.data.folder import list_files
+from ssl_jax.errors import UserError
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+MANIFESTS = (".jsonl", ".csv", ".tsv")
+
+_FILE = ("file", "path", "audio_filepath", "audio")  # Keys of a clip's file.
+_KEPT = ("speaker", "text", "language", "label", "phones")
+# LibriSpeech's and its kin's: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac
+_LIBRISPEECH = re.compile(r"(?:^|/)(\w+)/(\w+)/\1[-_]\2[-_][^/]*$")
+
+
+class Clip(NamedTuple):
+  """A clip to be read: its name, its file, and what is known of it."""
+
+  id: str
+  path: str
+  metadata: dict[str, Any]
+
+
+def find_clips(source: Path) -> list[Clip]:
+  """The clips of a folder tree or a manifest, in the order of their ids.
+
+  A folder laid out as LibriSpeech is gives speakers and, from its .trans.txt
+  files, texts. A manifest is JSON lines, CSV with a header, or fairseq's .tsv
+  (a root, then file and samples a line); files are relative to its folder.
+
+  Raises:
+    UserError: there is no such thing, it cannot be read, or ids are not unique.
+  """
+  if source.is_dir():
+    clips = _of_folder(source)
+  elif not source.is_file():
+    raise UserError(f"--input={source} does not exist")
+  elif source.suffix in _READERS:
+    clips = list(_of_manifest(source))
+  else:
+    raise UserError(
+      f"--input={source}: expected a folder, a manifest "
+      f"({', '.join(MANIFESTS)}) or an archive ({', '.join(ARCHIVES)})"
+    )
+  if not clips:
+    raise UserError(f"--input={source}: no audio in it")
+  clips.sort()
+  for one, other in zip(clips, clips[1:]):
+    if one.id == other.id:
+      raise UserError(f"--input={source}: two clips have the id {one.id!r}")
+  return clips
+
+
+def unpack(archive: Path, folder: Path) -> None:
+  """Unpacks the files of a tar or zip into a new folder.
+
+  Raises:
+    UserError: it cannot be read, or a member would land elsewhere.
+  """
+  try:
+    if archive.suffix == ".zip":
+      with zipfile.ZipFile(archive) as file:
+        members = [m for m in file.infolist() if not m.is_dir()]
+        _extract(
+          [(m.filename, lambda m=m: file.open(m)) for m in members],
+          archive,
+          folder,
+        )
+    else:
+      with tarfile.open(archive) as file:
+        _extract(
+          [
+            (m.name, lambda m=m: file.extractfile(m))
+            for m in file
+            if m.isfile()
+          ],
+          archive,
+          folder,
+        )
+  except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    raise UserError(
+      f"--input={archive} cannot be unpacked ({error})"
+    ) from error
+
+
+def root_of(unpacked: Path) -> Path:
+  """The manifest at the top of what was unpacked, else the folder."""
+  inside = sorted(unpacked.iterdir())
+  if len(inside) == 1 and inside[0].is_dir():
+    return root_of(inside[0])
+  manifests = [path for path in inside if path.suffix in MANIFESTS]
+  return manifests[0] if len(manifests) == 1 else unpacked
+
+
+def is_archive(path: Path) -> bool:
+  """By its name."""
+  return path.is_file() and path.name.lower().endswith(ARCHIVES)
+
+
+def _extract(
+  members: list[tuple[str, Callable[[], IO[bytes]]]],
+  archive: Path,
+  folder: Path,
+) -> None:
+  for name, _ in members:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if (
+      not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0]
+    ):
+      raise UserError(
+        f"--input={archive}: member {name!r} would be written outside of the "
+        "folder; unpack it yourself if you trust it"
+      )
+  for name, open_member in members:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_member() as source, path.open("wb") as target:
+      shutil.copyfileobj(source, target)
+
+
+def _of_folder(root: Path) -> list[Clip]:
+  texts = {}
+  for file in root.rglob("*.trans.txt"):
+    for line in file.read_text("utf-8", "replace").splitlines():
+      name, _, text = line.partition(" ")
+      texts[str(file.parent / name)] = text
+  clips = []
+  for name, path in zip(*list_files(f"--input={root}", str(root))):
+    metadata = {}
+    if found := _LIBRISPEECH.search(name):
+      metadata["speaker"] = found[1]
+    if text := texts.get(os.path.splitext(path)[0]):
+      metadata["text"] = text
+    clips.append(Clip(name, path, metadata))
+  return clips
+
+
+def _of_manifest(path: Path) -> Iterator[Clip]:
+  try:
+    with path.open(encoding="utf-8", newline="") as file:
+      for number, (root, line) in enumerate(_READERS[path.suffix](file), 1):
+        name = next((line[k] for k in _FILE if line.get(k)), None)
+        if not isinstance(name, str):
+          raise UserError(
+            f"--input={path}, clip {number}: names no file (one of "
+            f"{', '.join(_FILE)})"
+          )
+        metadata = {k: line[k] for k in _KEPT if line.get(k)}
+        clip = str(line.get("id") or name)
+        yield Clip(clip, str(path.parent / root / name), metadata)
+  except (
+    OSError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    csv.Error,
+  ) as error:
+    raise UserError(f"--input={path} cannot be read ({error})") from error
+
+
+def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  for line in filter(str.strip, file):
+    clip = json.loads(line)
+    if not isinstance(clip, dict):
+      raise UserError(f"{file.name}: {line.strip()[:80]!r} is no JSON object")
+    yield "", clip
+
+
+def _read_csv(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  for line in csv.DictReader(file):
+    yield "", line
+
+
+def _read_tsv(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  root = next(file, "").strip()
+  for line in filter(str.strip, file):
+    yield root, {"file": line.split("\t")[0].strip()}
+
+
+_READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}

@@ -1,0 +1,300 @@
+"""From clips of any kind to prepared records, on all cores, resumable."""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.data import audio, records
+from ssl_jax.data.manifest import Clip
+from ssl_jax.errors import UserError
+from ssl_jax.files import write_atomically
+
+_SHARD_SECONDS = 1800.0  # 58 MB; what a kill may undo, on each core.
+_THREADS = 16  # Of the header scan, which waits for the disk.
+
+
+class Item(NamedTuple):
+  """A record to be made: parts of files, one after the other."""
+
+  about: dict[str, Any]
+  parts: list[tuple[str, int, int]]  # (path, first sample, samples)
+
+
+def prepare(
+  clips: list[Clip],
+  folder: Path,
+  min_seconds: float,
+  max_seconds: float,
+  pack_seconds: float,
+  num_workers: int,
+) -> dict[str, Any]:
+  """Writes a prepared corpus, from where an earlier call left it.
+
+  Args:
+    clips: to be read.
+    folder: of the corpus.
+    min_seconds: shorter ones are skipped.
+    max_seconds: longer ones become records of at most so much; 0: none does.
+    pack_seconds: short clips of one speaker become records of up to so much,
+      one after the other; 0: each is a record.
+    num_workers: processes.
+
+  Returns:
+    What dataset.json holds.
+
+  Raises:
+    UserError: the folder holds another corpus, or nothing could be used.
+  """
+  items, skipped = _plan(clips, min_seconds, max_seconds, pack_seconds)
+  if not items:
+    raise UserError(
+      f"all {len(clips)} clips were skipped, the first being "
+      f"{skipped[0]['id']!r} ({skipped[0]['reason']})"
+    )
+  shards = _share_out(items)
+  _claim(folder, items)
+  if (folder / "dataset.json").exists():
+    return records.read_header(f"--out={folder}", folder)
+  todo = [i for i in range(len(shards)) if not records.is_written(folder, i)]
+  lengths = [_seconds(shard) for shard in shards]
+  with (
+    concurrent.futures.ProcessPoolExecutor(
+      num_workers, multiprocessing.get_context("spawn")
+    ) as pool,
+    tqdm(
+      total=round(sum(lengths)),
+      initial=round(sum(lengths) - sum(lengths[i] for i in todo)),
+      unit="s",
+      unit_scale=True,
+      desc="preparing",
+      disable=None,
+    ) as bar,
+  ):
+    waiting = {
+      pool.submit(_write, folder, shard, shards[shard]): shard for shard in todo
+    }
+    try:
+      for done in concurrent.futures.as_completed(waiting):
+        done.result()
+        bar.update(round(lengths[waiting[done]]))
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+  return _finish(folder, len(shards), skipped)
+
+
+def verify(folder: Path) -> dict[str, str]:
+  """Reads everything again; returns {id: problem}."""
+  name = f"--out={folder}"
+  opened = records.open_records(name, folder)
+  header = records.read_header(name, folder)
+  problems = {}
+  if len(opened.ids) != header["clips"]:
+    problems[""] = f"{len(opened.ids)} clips, not {header['clips']}"
+  for i in tqdm(
+    range(len(opened.ids)), desc="verifying", unit="clip", disable=None
+  ):
+    try:
+      opened.verify(i)
+    except audio.DamagedAudio as damage:
+      problems[opened.ids[i]] = str(damage)
+  return problems
+
+
+def _plan(
+  clips: list[Clip], min_seconds: float, max_seconds: float, pack_seconds: float
+) -> tuple[list[Item], list[dict[str, str]]]:
+  """The records to be made, and what is left out already."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    lengths = list(
+      tqdm(
+        pool.map(_probe, [clip.path for clip in clips]),
+        desc="reading headers",
+        total=len(clips),
+        unit="file",
+        delay=1,
+        disable=None,
+      )
+    )
+  items, skipped = [], []
+  for clip, length in zip(clips, lengths):
+    if isinstance(length, str):
+      skipped.append({"id": clip.id, "reason": length})
+    elif length < min_seconds * SAMPLE_RATE:
+      reason = f"{length / SAMPLE_RATE:.3f} s < --min_seconds={min_seconds:g}"
+      skipped.append({"id": clip.id, "reason": reason})
+    else:
+      items += _cut(clip, length, round(max_seconds * SAMPLE_RATE))
+  if pack_seconds:
+    items = _pack(items, round(pack_seconds * SAMPLE_RATE))
+  return items, skipped
+
+
+def _probe(path: str) -> int | str:
+  try:
+    return audio.probe(path)
+  except audio.DamagedAudio as damage:
+    return str(damage)
+
+
+def _cut(clip: Clip, length: int, longest: int) -> list[Item]:
+  """A clip as windows of equal lengths, none longer than `longest`."""
+  count = -(-length // longest) if longest else 1
+  if count == 1:
+    return [Item({"id": clip.id} | clip.metadata, [(clip.path, 0, length)])]
+  edges = [length * i // count for i in range(count + 1)]
+  # What is said when is not known: texts belong to no window.
+  known = {
+    k: v for k, v in clip.metadata.items() if k in ("speaker", "language")
+  }
+  return [
+    Item(
+      {"id": f"{clip.id}@{start / SAMPLE_RATE:.3f}"} | known,
+      [(clip.path, start, end - start)],
+    )
+    for start, end in zip(edges, edges[1:])
+  ]
+
+
+def _pack(items: list[Item], longest: int) -> list[Item]:
+  """Items of one speaker in a row, joined while they are short enough."""
+  packed: list[Item] = []
+  lengths: list[int] = []
+  places: dict[Any, int] = {}  # Of the record that a speaker's clips go to.
+  for item in items:
+    speaker = item.about.get("speaker")
+    length = sum(part[2] for part in item.parts)
+    at = places.get(speaker)
+    if speaker is None or at is None or lengths[at] + length > longest:
+      if speaker is not None:
+        places[speaker] = len(packed)
+      packed.append(item)
+      lengths.append(length)
+      continue
+    packed[at] = _join(packed[at], item)
+    lengths[at] += length
+  return packed
+
+
+def _join(one: Item, other: Item) -> Item:
+  """One after the other; known of both is what is the same, and the texts."""
+  about = {
+    key: value
+    for key, value in one.about.items()
+    if other.about.get(key) == value or key in ("id", "packed")
+  }
+  if "text" in one.about and "text" in other.about:
+    about["text"] = f"{one.about['text']} {other.about['text']}"
+  about["packed"] = [
+    *one.about.get("packed", [one.about["id"]]),
+    other.about["id"],
+  ]
+  return Item(about, [*one.parts, *other.parts])
+
+
+def _share_out(items: list[Item]) -> list[list[Item]]:
+  """Shards of about equal lengths, in the order of the items."""
+  ends = np.cumsum([_seconds([item]) for item in items])
+  count = max(1, round(ends[-1] / _SHARD_SECONDS))
+  bounds = np.searchsorted(ends, np.linspace(0, ends[-1], count + 1)[1:-1])
+  edges = [0, *bounds.tolist(), len(items)]
+  return [items[a:b] for a, b in zip(edges, edges[1:]) if a < b]
+
+
+def _seconds(items: list[Item]) -> float:
+  return sum(part[2] for item in items for part in item.parts) / SAMPLE_RATE
+
+
+def _claim(folder: Path, items: list[Item]) -> None:
+  """Makes the folder that of these records, or checks that it is."""
+  digest = hashlib.sha256()
+  for item in items:
+    digest.update(
+      json.dumps([item.about, [p[1:] for p in item.parts]]).encode()
+    )
+  path, mine = (
+    folder / "prepare.json",
+    json.dumps({"items": digest.hexdigest()}),
+  )
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      write_atomically(path, mine)
+    elif path.read_text() != mine:
+      raise UserError(
+        f"--out={folder} holds another corpus, or this one prepared otherwise: "
+        "choose another"
+      )
+  except OSError as error:
+    raise UserError(f"--out={folder} cannot be used ({error})") from error
+
+
+def _write(folder: Path, shard: int, items: list[Item]) -> None:
+  """Writes a shard and, beside it, what could not be read."""
+  skipped: list[dict[str, str]] = []
+  records.write_shard(folder, shard, _read_all(items, skipped))
+  lines = "".join(
+    json.dumps(line, ensure_ascii=False) + "\n" for line in skipped
+  )
+  write_atomically(folder / "shards" / f"{shard:05}.skipped", lines)
+
+
+def _read_all(
+  items: list[Item], skipped: list[dict[str, str]]
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+  for item in items:
+    try:
+      yield (
+        item.about,
+        np.concatenate([audio.read(*part) for part in item.parts]),
+      )
+    except audio.DamagedAudio as damage:
+      skipped.append({"id": item.about["id"], "reason": str(damage)})
+
+
+def _finish(
+  folder: Path, num_shards: int, skipped: list[dict[str, str]]
+) -> dict[str, Any]:
+  """Gathers what the shards say, and declares the corpus whole."""
+  facts: dict[str, Any] = collections.Counter()
+  speakers, ids, crc32 = set(), set(), []
+  for shard in range(num_shards):
+    data = records.shard_lines(folder, shard)
+    crc32.append(zlib.crc32(data))
+    for clip in map(json.loads, data.splitlines()):
+      facts["clips"] += 1
+      facts["samples"] += clip["num_samples"]
+      speakers.add(clip.get("speaker"))
+      ids.add(clip["id"])
+    text = (folder / "shards" / f"{shard:05}.skipped").read_text("utf-8")
+    skipped = skipped + [json.loads(line) for line in text.splitlines()]
+  if len(ids) < facts["clips"]:
+    raise UserError(f"{facts['clips'] - len(ids)} records share an id")
+  if not facts["clips"]:
+    raise UserError(
+      f"none of the clips could be read, the first being {skipped[0]['id']!r} "
+      f"({skipped[0]['reason']})"
+    )
+  lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in skipped]
+  write_atomically(folder / "skipped.jsonl", "".join(lines))
+  header = {
+    "format": records.FORMAT,
+    "shards": num_shards,
+    "clips": facts["clips"],
+    "hours": facts["samples"] / SAMPLE_RATE / 3600,
+    "speakers": len(speakers - {None}),
+    "skipped": len(skipped),
+    "crc32": crc32,
+  }
+  write_atomically(folder / "dataset.json", json.dumps(header, indent=2))
+  return header

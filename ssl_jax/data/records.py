@@ -1,0 +1,234 @@
+"""Prepared audio: int16 samples in ArrayRecord files, read at random.
+
+A prepared corpus is a folder:
+
+  dataset.json       what it is; written last: with it, it is whole
+  shards/N.records   ArrayRecord, uncompressed, a record a clip: little-endian
+                     int16 mono at 16 kHz
+  shards/N.jsonl     a line a record, in that order: id, num_samples, crc32, and
+                     speaker, text, language ... where known
+  skipped.jsonl      what was left out: id, reason
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.data import source
+from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.errors import UserError
+from ssl_jax.files import write_atomically
+
+SPLITS = ("train", "valid")
+FORMAT = 1
+_OPTIONS = "group_size:1,uncompressed"  # Any clip is one short read.
+
+
+class Records:
+  """A `Source` of prepared clips; see `source.Source`.
+
+  Threads share it, and processes: it is pickled without its open files.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    clips: list[dict[str, Any]],
+    shards: np.ndarray,
+    places: np.ndarray,
+  ):
+    """Of some clips of a folder.
+
+    Args:
+      folder: of the corpus.
+      clips: [N] lines of the shards' JSON.
+      shards: int [N], the shard of each clip.
+      places: int [N], where it is in it.
+    """
+    self._folder, self._clips = folder, clips
+    self._shards, self._places = shards, places
+    self._readers: dict[int, ArrayRecordReader] = {}
+    self.ids = [clip["id"] for clip in clips]
+    self.num_samples = np.array([c["num_samples"] for c in clips], np.int64)
+    self.metadata = clips
+    self.skipped: list[tuple[str, str]] = []
+    self.damaged: dict[str, str] = {}
+
+  def __reduce__(self):
+    return Records, (self._folder, self._clips, self._shards, self._places)
+
+  def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
+    """See `Source.read`."""
+    audio = self._record(index)
+    return audio[start : start + num_samples]
+
+  def select(self, indices: Iterable[int]) -> "Records":
+    """See `Source.select`."""
+    kept = np.fromiter(indices, np.int64)
+    clips = [self._clips[i] for i in kept]
+    return Records(self._folder, clips, self._shards[kept], self._places[kept])
+
+  def verify(self, index: int) -> None:
+    """Reads a clip whole.
+
+    Raises:
+      DamagedAudio: it is not what was written.
+    """
+    if zlib.crc32(self._record(index)) != self._clips[index]["crc32"]:
+      raise DamagedAudio("its samples are not those that were written")
+
+  def _record(self, index: int) -> np.ndarray:
+    shard = int(self._shards[index])
+    try:
+      if shard not in self._readers:
+        path = str(_shard(self._folder, shard, "records"))
+        self._readers[shard] = ArrayRecordReader(path)
+      (data,) = self._readers[shard].read([int(self._places[index])])
+    except (RuntimeError, IndexError, ValueError) as error:
+      said = " ".join(str(error).split())[:120]
+      raise DamagedAudio(
+        f"cannot be read from shard {shard} ({said})"
+      ) from error
+    audio = np.frombuffer(data, "<i2")
+    if len(audio) != self.num_samples[index]:
+      raise DamagedAudio(f"has {len(audio)} samples in shard {shard}")
+    return audio
+
+
+def open_split(config: ConfigDict, split: str) -> Records:
+  """Train: all of `dir` but what is held out; valid: that, or `valid_dir`.
+
+  Args:
+    config: `config.data`; `dir`, `valid_dir`, `valid_fraction` and
+      `min_seconds` are read.
+    split: one of SPLITS.
+
+  Raises:
+    UserError: unknown split; a folder that is no prepared corpus; every clip is
+      too short.
+  """
+  source.check_choice("split", split, SPLITS)
+  key = "valid_dir" if config.valid_dir and split == "valid" else "dir"
+  name = f"--config.data.{key}={config[key]!r}"
+  records = open_records(name, Path(config[key]).expanduser())
+  long = np.flatnonzero(records.num_samples >= config.min_seconds * SAMPLE_RATE)
+  if not len(long):
+    raise UserError(
+      f"{name}: all {len(records.ids)} clips are shorter than "
+      f"data.min_seconds={config.min_seconds}"
+    )
+  if short := len(records.ids) - len(long):
+    logging.getLogger("ssl_jax").warning(
+      "%s: skipped %d of %d clips shorter than data.min_seconds=%g",
+      name,
+      short,
+      len(records.ids),
+      config.min_seconds,
+    )
+  records = records.select(long)
+  if config.valid_dir:
+    return records
+  return records.select(
+    source.hold_out(name, records.ids, config.valid_fraction, split)
+  )
+
+
+def open_records(name: str, folder: Path) -> Records:
+  """All clips of a prepared corpus.
+
+  Args:
+    name: of the folder, as the user gave it.
+    folder: of the corpus.
+
+  Raises:
+    UserError: it is none, or unfinished, or damaged.
+  """
+  header = read_header(name, folder)
+  clips, shards, places = [], [], []
+  try:
+    for shard in range(header["shards"]):
+      lines = _shard(folder, shard, "jsonl").read_bytes()
+      if zlib.crc32(lines) != header["crc32"][shard]:
+        raise ValueError(f"shard {shard} is not the one that was written")
+      new = [json.loads(line) for line in lines.splitlines()]
+      clips += new
+      shards += [shard] * len(new)
+      places += range(len(new))
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(
+      f"{name} is damaged ({error}): copy it again, or prepare it anew in "
+      "another folder"
+    ) from error
+  return Records(folder, clips, np.array(shards), np.array(places))
+
+
+def read_header(name: str, folder: Path) -> dict[str, Any]:
+  """What is in dataset.json.
+
+  Raises:
+    UserError: it is missing, or not of this version.
+  """
+  path = folder / "dataset.json"
+  if not path.is_file():
+    raise UserError(
+      f"{name} is no prepared corpus (no dataset.json): make one with `python "
+      "-m ssl_jax.prepare`, or run it again if it did not finish; for plain "
+      "audio files set --config.data.source=folder"
+    )
+  try:
+    header = json.loads(path.read_text())
+    if header["format"] != FORMAT:
+      raise ValueError(f"format {header['format']!r}, not {FORMAT}")
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(f"{name}: dataset.json cannot be read ({error})") from error
+  return header
+
+
+def write_shard(
+  folder: Path, shard: int, clips: Iterator[tuple[dict[str, Any], np.ndarray]]
+) -> None:
+  """Writes the records, then their lines: with these, the shard is whole.
+
+  Args:
+    folder: of the corpus.
+    shard: its number.
+    clips: (id and what is known, int16 [S]), one after the other.
+  """
+  path = _shard(folder, shard, "records")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix(".part")
+  writer = ArrayRecordWriter(str(part), _OPTIONS)
+  lines = []
+  for about, audio in clips:
+    data = np.ascontiguousarray(audio, "<i2").tobytes()
+    writer.write(data)
+    facts = {"num_samples": len(audio), "crc32": zlib.crc32(data)}
+    lines.append(json.dumps(about | facts, ensure_ascii=False) + "\n")
+  writer.close()
+  part.replace(path)
+  write_atomically(_shard(folder, shard, "jsonl"), "".join(lines))
+
+
+def is_written(folder: Path, shard: int) -> bool:
+  """Whether a shard is whole."""
+  return _shard(folder, shard, "jsonl").exists()
+
+
+def shard_lines(folder: Path, shard: int) -> bytes:
+  """The lines of a whole shard."""
+  return _shard(folder, shard, "jsonl").read_bytes()
+
+
+def _shard(folder: Path, shard: int, kind: str) -> Path:
+  return folder / "shards" / f"{shard:05}.{kind}"

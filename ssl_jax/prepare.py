@@ -1,0 +1,96 @@
+"""Prepares a corpus once, so that training never waits for decoding.
+
+  python -m ssl_jax.prepare --input=LibriSpeech/train-clean-100 --out=ls100
+  python -m ssl_jax.prepare --input=clips.jsonl --out=mine --pack_seconds=12
+  python -m ssl_jax.prepare --out=ls100 --verify
+  python -m ssl_jax.main --config=configs/slim.py \\
+      --config.data.source=records --config.data.dir=ls100
+
+The input is a folder tree, a manifest (.jsonl, .csv, fairseq's .tsv), or a tar
+or zip of these; of a LibriSpeech tree, speakers and texts are kept. The output
+is 16 kHz int16 in ArrayRecord files, 115 MB an hour. Killed, the same command
+goes on. What cannot be read is listed in skipped.jsonl. The last line on stdout
+is a JSON object.
+"""
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from absl import flags
+
+from ssl_jax import cli
+
+_INPUT = flags.DEFINE_string(
+  "input", None, "A folder, a manifest, or a tar or zip of these."
+)
+_OUT = flags.DEFINE_string("out", None, "The folder of the prepared corpus.")
+_MIN_SECONDS = flags.DEFINE_float(
+  "min_seconds", 0.1, "Shorter clips are skipped.", 0.025
+)
+_MAX_SECONDS = flags.DEFINE_float(
+  "max_seconds",
+  60.0,
+  "Longer ones become windows of equal length, at most this; 0: none does.",
+  0.0,
+)
+_PACK_SECONDS = flags.DEFINE_float(
+  "pack_seconds",
+  0.0,
+  "Joins short clips of one speaker to records of up to this; 0: none.",
+  0.0,
+)
+_WORKERS = flags.DEFINE_integer(
+  "num_workers", os.cpu_count() or 1, "Processes.", lower_bound=1
+)
+_VERIFY = flags.DEFINE_bool(
+  "verify", False, "Reads all of --out again, against its checksums."
+)
+
+
+def main() -> dict:
+  """Prepares, or verifies; returns what the corpus is."""
+  from ssl_jax.data import manifest, prepare, records
+  from ssl_jax.errors import UsageError, UserError
+
+  if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:
+    raise UsageError("give --input and --out, or --out and --verify")
+  out = Path(_OUT.value)
+  if _VERIFY.value:
+    if problems := prepare.verify(out):
+      clip, said = next(iter(problems.items()))
+      raise UserError(
+        f"--out={out}: {len(problems)} clips are damaged, the first being "
+        f"{clip!r} ({said}): prepare it again"
+      )
+    return records.read_header(f"--out={out}", out) | {"verified": True}
+  source, unpacked = Path(_INPUT.value), out / "unpacked"
+  if manifest.is_archive(source):
+    manifest.unpack(source, unpacked)
+    source = manifest.root_of(unpacked)
+  started = time.monotonic()
+  made = prepare.prepare(
+    manifest.find_clips(source),
+    out,
+    _MIN_SECONDS.value,
+    _MAX_SECONDS.value,
+    _PACK_SECONDS.value,
+    _WORKERS.value,
+  )
+  shutil.rmtree(unpacked, ignore_errors=True)
+  logging.getLogger("ssl_jax").info(
+    "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s",
+    "prepared",
+    f"{made['clips']:,}",
+    made["hours"],
+    made["speakers"],
+    made["skipped"],
+    time.monotonic() - started,
+  )
+  return {"out": str(out)} | made
+
+
+if __name__ == "__main__":
+  cli.run(main)
