@@ -1,11 +1,12 @@
-"""Reports on finished runs: one page with figures and tables, PNGs, a CSV.
+"""Reports on finished runs: one page of figures and tables, and a CSV.
 
   python -m ssl_jax.report runs/isoflop
-  python -m ssl_jax.report runs/a runs/b --out=report --price=2.5
+  python -m ssl_jax.report runs/hubert runs/tera --out=report --price=1.2
 
-Each DIR is a workdir or a folder of such, at any depth. The page needs no
-network: send it, or print it. Runs that are not finished or cannot be read are
-listed in it. The last line on stdout is a JSON object.
+Each DIR is a workdir, or a folder that holds some at any depth. The page,
+report.html, needs no network and no other file. Beside it lie its figures (PNG
+and SVG) and runs.csv. Runs that did not finish or cannot be read are left out,
+and listed. The last line on stdout is a JSON object.
 """
 
 import logging
@@ -16,37 +17,36 @@ from absl import flags
 from ssl_jax import cli
 
 _OUT = flags.DEFINE_string(
-  "out", None, "Where the report goes. Default: DIR/report, of the first DIR."
+  "out", None, "Where the report goes. Default: report/ in the first DIR."
 )
 _PRICE = flags.DEFINE_float(
-  "price", None, "Of a device's hour, in any currency.", 0.0
+  "price", None, "Of an hour of one device, in dollars.", lower_bound=0.0
 )
-_TITLE = flags.DEFINE_string("title", None, "Default: the first DIR's name.")
+_TITLE = flags.DEFINE_string(
+  "title", None, "Of the page. Default: the names of the DIRs."
+)
 
 
-def main(arguments: list[str]) -> dict:
-  """Writes the report; returns its JSON object."""
+def main(given: list[str]) -> dict:
+  """Writes the report on the runs in the folders `given`."""
   # Imported late: --help and usage errors need no matplotlib.
   from ssl_jax.budget import page, runs
   from ssl_jax.errors import UserError
 
-  folders = [Path(argument) for argument in arguments]
-  for folder in folders:
-    if not folder.is_dir():
-      raise UserError(f"{folder}: no such folder; give workdirs of runs")
-  rows, broken = runs.read_all(folders)
-  log = logging.getLogger("ssl_jax")
-  for name, reason in broken.items():
-    log.warning("left out: %s: %s", name, reason)
-  if not rows:
-    raise UserError(
-      f"{', '.join(arguments)}: no finished run in it or below; give the "
-      "--workdir of one, or the folder of a sweep"
-    )
-  title = _TITLE.value or folders[0].resolve().name
+  folders = [Path(folder) for folder in given]
+  found, broken = runs.read(folders)
+  names = dict.fromkeys(folder.resolve().name for folder in folders)
   out = Path(_OUT.value) if _OUT.value else folders[0] / "report"
-  written = page.write(rows, broken, out, title, _PRICE.value)
-  log.info("%14s  %s", "report", written["page"])
+  try:
+    written = page.write(
+      found, broken, out, _TITLE.value or ", ".join(names), _PRICE.value
+    )
+  except OSError as error:
+    raise UserError(
+      f"--out={out} cannot be written ({error}); choose another"
+    ) from error
+  log = logging.getLogger("ssl_jax")
+  log.info("%s\n%s", page.summary(found, broken), written["page"])
   return written
 
 

@@ -1,17 +1,21 @@
-"""Reports on finished runs: numbers, minima, and what was left out."""
+"""Reports on finished runs: numbers, best sizes, and what is left out."""
 
 import csv
 import html.parser
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax.budget import cells as cells_lib
 from ssl_jax.budget import isoflop, page, runs
+from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +29,7 @@ def write_run(
   config = config_lib.base()
   config_lib.set_size(config, size)
   config.objective.name = objective
-  config.data.hours = more.pop("hours", 0.0)
-  config.seed = more.pop("seed", 0)
+  config_lib.override(config, more.pop("config", ()))
   (workdir / "config.json").write_text(config_lib.to_json(config))
   result = {
     "params": int(SIZES.get(size, 2e7)),
@@ -34,8 +37,11 @@ def write_run(
     "flops": flops,
     "trunk_flops": 0,
     "audio_seconds": 7200.0,
+    "first_valid_loss": 6.0,
     "valid_loss": loss,
+    "best_valid_loss": loss,
     "alarms": [],
+    "wall_seconds": 4000.0,
     "train_seconds": 3600.0,
     "devices": 8,
     "device_kind": "TPU v5 lite",
@@ -44,6 +50,7 @@ def write_run(
   main = OBJECTIVES[objective].main
   lines = [
     {"update": 0, "split": "valid", main: 6.0, "chance": 5.0, "loss": 6.0},
+    {"update": 50, "split": "valid", main: 4.0, "chance": 5.0, "loss": 4.0},
     {"update": 100, "split": "train", "flops": flops, "epoch": 2.0},
     {"update": 100, "split": "valid", main: loss, "chance": 5.0, "loss": loss},
   ]
@@ -51,25 +58,16 @@ def write_run(
   (workdir / "metrics.jsonl").write_text(text)
 
 
-def u_shape(params, budget):
-  """Bottom at 30 M parameters, and half of that at half the budget."""
+def u_shape(params, budget=1e18):
+  """Its bottom is at 30 M parameters, at half of that for half the budget."""
   bottom = 30e6 * budget / 1e18
   return (
     3.0 - 0.3 * math.log(budget / 1e18) + 0.05 * math.log(params / bottom) ** 2
   )
 
 
-@pytest.fixture
-def family(tmp_path):
-  for budget in (5e17, 1e18):
-    for size, params in SIZES.items():
-      write_run(
-        tmp_path / "runs" / f"{size}-{budget:g}",
-        size,
-        budget * 0.99,
-        u_shape(params, budget),
-      )
-  return tmp_path / "runs"
+def optima(folder):
+  return isoflop.optima(runs.read([folder])[0])
 
 
 def report(*args):
@@ -83,147 +81,272 @@ def report(*args):
   return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr
 
 
-class Links(html.parser.HTMLParser):
-  def __init__(self, text):
+class Page(html.parser.HTMLParser):
+  def __init__(self, path):
     super().__init__()
-    self.found, self.tags = [], []
-    self.feed(text)
+    self.links, self.tags, self.words = [], set(), ""
+    self.source = Path(path).read_text()
+    self.feed(self.source)
 
   def handle_starttag(self, tag, attrs):
-    self.tags.append(tag)
-    self.found += [v for k, v in attrs if k in ("src", "href", "srcset")]
+    self.tags.add(tag)
+    named = ("src", "href", "srcset", "data", "action", "poster")
+    self.links += [value for key, value in attrs if key in named]
+
+  def handle_data(self, data):
+    self.words += data
+
+
+@pytest.fixture
+def family(tmp_path):
+  for budget in (5e17, 1e18):
+    for size, params in SIZES.items():
+      name = tmp_path / "runs" / f"{size}-{budget:g}"
+      loss = u_shape(params, budget)
+      config = [f"budget.flops={budget}"]
+      write_run(name, size, budget * 0.99, loss, config=config)
+  return tmp_path / "runs"
 
 
 def test_a_sweep_is_a_page_that_needs_nothing_else(family, tmp_path):
-  status, found, err = report(family, f"--out={tmp_path / 'out'}", "--price=2")
-  assert status == 0 and found["runs"] == 10 and found["broken"] == {}
-  text = Path(found["page"]).read_text()
-  links = Links(text)
-  assert len(links.found) == len(found["figures"]) == 3
-  assert all(link.startswith("data:image/png;base64,") for link in links.found)
-  assert "script" not in links.tags and "url(" not in text
-  for figure in found["figures"]:
-    assert Path(figure).read_bytes().startswith(b"\x89PNG")
-  assert found["page"] in err
+  out = tmp_path / "out"
+  status, found, err = report(family, f"--out={out}", "--price=2")
+  assert status == 0, err
+  assert found["runs"] == 10 and found["broken"] == []
+  shown = Page(found["page"])
+  assert len(shown.links) == len(found["figures"]) == 3
+  assert all(x.startswith("data:image/svg+xml;base64,") for x in shown.links)
+  assert not {"script", "link", "iframe", "object"} & shown.tags
+  assert "url(" not in shown.source and "@import" not in shown.source
+  for figure in map(Path, found["figures"]):
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in figure.with_suffix(".svg").read_bytes()
   for optimum in found["optima"]:
-    expected = 30e6 * optimum["budget"] / 0.99e18
-    assert optimum["params"] == pytest.approx(expected, rel=0.02)
-    low, high = optimum["interval"]
-    assert low <= optimum["params"] <= high and not optimum["edge"]
+    bottom = 30e6 * optimum["budget"] / 1e18
+    assert optimum["params"] == pytest.approx(bottom, rel=1e-3)
+    assert optimum["interval"] == pytest.approx([bottom] * 2, rel=1e-3)
+    assert not optimum["at_edge"]
+  assert [optimum["budget"] for optimum in found["optima"]] == [5e17, 1e18]
   with open(found["csv"]) as f:
     rows = list(csv.DictReader(f))
   assert len(rows) == 10
   row = next(row for row in rows if row["name"] == "100-1e+18")
   assert row["size"] == "100" and float(row["flops"]) == 0.99e18
-  assert float(row["loss"]) == u_shape(SIZES["100"], 1e18)
-  assert float(row["own_device_hours"]) == 8 and float(row["cost"]) == 16
+  assert float(row["loss"]) == u_shape(SIZES["100"])
+  assert float(row["share"]) == pytest.approx(float(row["loss"]) / 5)
+  assert float(row["device_hours"]) == 8 and float(row["cost"]) == 16
+  assert "$160.00" in shown.words and found["page"] in err
+  # Once more: the same files.
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+  report(family, f"--out={out}", "--price=2")
+  assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_the_interval_holds_the_true_best_size_nine_times_in_ten():
+  x = np.log(np.array(list(SIZES.values())) / 2e7)
+  a, bottom, noise = 0.05, 0.4, 0.01
+  rng = np.random.default_rng(0)
+  held = []
+  for _ in range(2_000):
+    losses = a * (x - bottom) ** 2 + noise * rng.standard_normal(len(x))
+    fitted = np.polyfit(x, losses, 2)
+    residuals = losses - np.polyval(fitted, x)
+    free = len(x) - 3
+    ends = isoflop._fieller(x, *fitted[:2], residuals @ residuals / free, free)
+    # Without an end, it holds everything.
+    held.append(ends is None or ends[0] <= bottom <= ends[1])
+  assert np.mean(held) == pytest.approx(0.9, abs=0.02)
 
 
 def test_a_minimum_at_the_edge_is_said(tmp_path):
   for i, size in enumerate(SIZES):
     write_run(tmp_path / size, size, loss=3.0 + 0.1 * i)
-  _, found, _ = report(tmp_path)
-  assert [optimum["edge"] for optimum in found["optima"]] == [True]
-  text = Path(found["page"]).read_text()
-  assert "at or beyond the measured sizes" in text
+  rows, broken = runs.read([tmp_path])
+  found = page.write(rows, broken, tmp_path / "out", "T", None)
+  (optimum,) = found["optima"]
+  assert optimum["at_edge"] and optimum["interval"] is None
+  assert optimum["params"] == SIZES["30"]
+  words = Page(found["page"]).words
+  assert "at or beyond the edge: 5.9" in words
 
 
-def test_three_sizes_have_no_interval(tmp_path):
+def test_three_sizes_have_a_minimum_without_an_interval(tmp_path):
   for size in ("50", "100", "base"):
-    write_run(tmp_path / size, size, loss=u_shape(SIZES[size], 1e18))
-  rows, _ = runs.read_all([tmp_path])
-  found = isoflop.minimum(rows, "hubert", 1e18)
+    write_run(tmp_path / size, size, loss=u_shape(SIZES[size]))
+  (found,) = optima(tmp_path)
   assert found.params == pytest.approx(30e6, rel=1e-3)
-  assert found.interval is None
-  assert isoflop.minimum(rows[:2], "hubert", 1e18) is None
+  assert found.interval is None and not found.at_edge
+  rows, _ = runs.read([tmp_path])
+  assert isoflop.optima(rows[:2]) == []
 
 
-def test_seeds_are_averaged(tmp_path):
-  for size in ("50", "100", "base"):
-    loss = u_shape(SIZES[size], 1e18)
-    for seed, change in ((0, -0.2), (1, 0.2)):
-      write_run(
-        tmp_path / f"{size}-{seed}", size, loss=loss + change, seed=seed
-      )
-  rows, _ = runs.read_all([tmp_path])
-  found = isoflop.minimum(rows, "hubert", 1e18)
-  assert found.params == pytest.approx(30e6, rel=1e-3)
+def test_only_what_compares_is_fitted_together(family):
+  before = [found.params for found in optima(family)]
+  write_run(family / "small", "small", 1e18, 2.0)
+  write_run(family / "hours", "base", 1e18, 1.0, config=["data.hours=10.0"])
+  write_run(family / "tera", "base", 1e18, 1.0, "tera")
+  mel = ["frontend.name=logmel"]
+  write_run(family / "logmel", "base", 1e18, 1.0, config=mel)
+  # A worse learning rate of a size that is there.
+  rate = ["optimizer.learning_rate=1.0"]
+  write_run(family / "rate", "base", 1e18, 9.0, config=rate)
+  assert [found.params for found in optima(family)] == before
+  rows, _ = runs.read([family])
+  assert {row.series for row in rows} == {
+    "HuBERT, waveform",
+    "HuBERT, logmel",
+    "TERA",
+  }
+  names = {cells_lib.panel_name(row, rows) for row in rows}
+  assert {"HuBERT, waveform, 10 h", "HuBERT, waveform, all data"} <= names
+
+
+def test_seeds_are_one_setting_with_a_range(tmp_path):
+  for seed, loss in enumerate((2.9, 3.0, 3.4)):
+    config = [f"seed={seed}", "log.every=7"] if seed else []
+    write_run(tmp_path / str(seed), loss=loss, config=config)
+  dropout = ["encoder.dropout=0.3"]
+  write_run(tmp_path / "other", loss=5.0, config=dropout)
+  rows, _ = runs.read([tmp_path])
+  found = {len(cell.runs): cell for cell in cells_lib.cells(rows)}
+  assert sorted(found) == [1, 3]
+  assert found[3].values("loss") == (pytest.approx(3.1), 2.9, 3.4)
 
 
 def test_each_question_has_its_figure(tmp_path):
   for objective in OBJECTIVES:
     write_run(tmp_path / f"{objective}-100", objective=objective)
-  write_run(tmp_path / "small", "small")
-  write_run(tmp_path / "ten", hours=10.0)
-  probes = {"KS": 0.93, "ASR": {"value": 14.5, "metric": "WER"}, "why": "text"}
+  write_run(tmp_path / "small", "small", loss=3.25)
+  write_run(tmp_path / "ten", config=["data.hours=10.0"])
+  probes = {
+    "KS": 0.93,
+    "ASR": {"value": 14.5, "metric": "WER"},
+    "SID": {"accuracy": 0.75, "layer": "all", "tuned": True},
+    "why": "text",
+  }
   (tmp_path / "small" / "probes.json").write_text(json.dumps(probes))
-  _, found, _ = report(tmp_path)
-  names = {Path(figure).stem for figure in found["figures"]}
-  assert names == {
+  rows, broken = runs.read([tmp_path])
+  found = page.write(rows, broken, tmp_path / "out", "T", None)
+  assert {Path(figure).stem for figure in found["figures"]} == {
     "loss_over_flops",
+    "share_over_flops",
+    "objectives",
     "slim_and_small",
     "loss_over_hours",
-    "objectives",
     "probes",
   }
-  text = Path(found["page"]).read_text()
-  assert "14.5" in text and "0.93" in text
+  words = Page(found["page"]).words
+  assert "+0.2500" in words  # Small less Slim.
+  (scored,) = (row.probes for row in rows if row.probes)
+  assert scored == {"KS": 0.93, "ASR WER": 14.5, "SID accuracy": 0.75}
+  assert "ASR WER" in words and "14.5" in words
+
+
+def test_one_run_without_curves_is_reported(tmp_path):
+  folder = tmp_path / "only"
+  write_run(folder, devices="eight", train_seconds=None, alarms=None)
+  (folder / "metrics.jsonl").write_text("[1]\n")
+  rows, broken = runs.read([folder])
+  assert rows[0].name == "only" and rows[0].share is None
+  found = page.write(rows, broken, folder / "report", "T", 1.0)
+  assert found["figures"] == [] and found["optima"] == []
+  assert "1 finished run," in Page(found["page"]).words
 
 
 def test_branches_pay_only_for_what_they_add(tmp_path):
   write_run(tmp_path / "branch", flops=1e18, trunk_flops=8e17)
-  (row,), _ = runs.read_all([tmp_path])
+  ((row,), _) = runs.read([tmp_path])
   assert row.own_flops == 2e17
-  assert page.own_hours(row) == pytest.approx(0.2 * 8)
-  assert row.curve[0][0] == 8e17  # Where it left its trunk.
+  assert row.device_hours == pytest.approx(0.2 * 8)
 
 
-def test_budgets_a_few_per_cent_apart_are_one(tmp_path):
-  for i, flops in enumerate((1e18, 0.98e18, 1.02e18, 2e18)):
-    write_run(tmp_path / str(i), flops=flops)
-  rows, _ = runs.read_all([tmp_path])
-  assert runs.budgets(rows) == pytest.approx([1e18, 2e18])
+def test_runs_within_three_per_cent_have_one_budget(tmp_path):
+  for i, flops in enumerate((1.04e18, 1.06e18, 1.09e18, 2e18, 4.1e18)):
+    config = ["budget.flops=4e18"] if i == 4 else []
+    write_run(tmp_path / str(i), flops=flops, config=config)
+  rows, _ = runs.read([tmp_path])
+  budgets = [row.budget for row in rows]
+  assert budgets == [1.05e18, 1.05e18, 1.09e18, 2e18, 4e18]
 
 
 def test_broken_runs_are_listed_and_the_rest_reported(tmp_path):
-  write_run(tmp_path / "<script>alert(1)</script>", flops=1e18)
+  write_run(tmp_path / "<script>alert(1)<")
   for name, file, content in (
-    ("torn", "result.json", '{"params": 3'),
-    ("lacking", "result.json", "{}"),
+    ("torn", "result.json", b'{"params": 3'),
+    ("lacking", "result.json", b"{}"),
+    ("diverged", "result.json", b'{"flops": 1, "valid_loss": NaN}'),
+    ("list", "result.json", b"[]"),
     ("binary", "config.json", b"\xff\xfe"),
-    ("silent", "metrics.jsonl", ""),
+    ("empty", "config.json", b"{}"),
+    ("odd", "metrics.jsonl", b"\xff\n"),
   ):
     write_run(tmp_path / name)
-    data = content if isinstance(content, bytes) else content.encode()
-    (tmp_path / name / file).write_bytes(data)
+    (tmp_path / name / file).write_bytes(content)
   write_run(tmp_path / "running")
   (tmp_path / "running" / "result.json").unlink()
-  status, found, err = report(tmp_path)
-  assert status == 0 and found["runs"] == 1
-  assert {*found["broken"]} == {
+  (tmp_path / "just<b>").mkdir()
+  (tmp_path / "just<b>" / "config.json").write_text("{}")
+  status, found, err = report(tmp_path, "--title=<b>mine</b>")
+  assert status == 0 and found["runs"] == 1, err
+  why = {Path(x["run"]).name: x["reason"] for x in found["broken"]}
+  assert why["torn"].startswith("result.json is not readable JSON")
+  assert "'flops' is None" in why["lacking"]
+  assert "no 'objective.name'" in why["empty"]
+  assert why["running"] == "not finished: no result.json (at update 100)"
+  assert {*why} == {
     "torn",
     "lacking",
+    "diverged",
+    "list",
     "binary",
-    "silent",
+    "empty",
+  } | {
+    "odd",
     "running",
+    "just<b>",
   }
-  assert "not finished" in found["broken"]["running"]
-  lines = err.splitlines()
-  assert sum(line.startswith("left out: ") for line in lines) == 5
-  text = Path(found["page"]).read_text()
-  assert "<script>" not in text and "&lt;script&gt;" in text
-  assert "not finished" in text
+  said = [x for x in err.splitlines() if x.startswith("left out: ")]
+  assert len(said) == len(why) and "Traceback" not in err
+  shown = Page(found["page"])
+  assert not {"script", "b>mine"} & shown.tags
+  assert "<script>alert" not in shown.source and "<b>mine" not in shown.source
+  assert "<script>alert(1)<" in shown.words and "just<b>" in shown.words
+
+
+def test_runs_are_found_once_at_any_depth(tmp_path):
+  write_run(tmp_path / "a" / "deep" / "er" / "run")
+  write_run(tmp_path / "b" / "run", loss=2.0)
+  (tmp_path / "b" / "run" / "checkpoints" / "1").mkdir(parents=True)
+  (tmp_path / "b" / "run" / "checkpoints" / "1" / "config.json").touch()
+  os.symlink(tmp_path / "b", tmp_path / "a" / "link")
+  os.symlink(tmp_path, tmp_path / "a" / "loop")
+  exported = tmp_path / "b" / "exported"
+  exported.mkdir()
+  (exported / "config.json").write_text('{"model_type": "hubert"}')
+  folders = [tmp_path / "a", tmp_path / "b", tmp_path / "b" / "run"]
+  rows, broken = runs.read(folders)
+  assert broken == {}
+  assert sorted(row.loss for row in rows) == [2.0, 3.0]
+  assert len({row.name for row in rows}) == 2
 
 
 @pytest.mark.parametrize(
   ("args", "status", "said"),
   [
     ([], 2, "DIR is missing"),
-    (["nowhere"], 1, "nowhere: no such folder"),
-    (["docs"], 1, "docs: no finished run in it or below"),
+    (["docs"], 1, "no finished run in docs: give a folder"),
+    (["docs", "--out"], 2, "--out"),
   ],
 )
 def test_nothing_to_report_is_one_line(args, status, said):
   found, result, err = report(*args)
   assert (found, result, len(err.splitlines())) == (status, None, 1)
   assert said in err
+
+
+def test_a_missing_folder_and_one_of_broken_runs_are_named(tmp_path):
+  with pytest.raises(UserError, match="nowhere: no such folder"):
+    runs.read([tmp_path / "nowhere"])
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match=r"\(1 unfinished or unreadable\)"):
+    runs.read([tmp_path])

@@ -1,71 +1,134 @@
-"""The bottom of a U: which size is best at a budget, by the runs alone."""
+"""The best size of a budget: a parabola in the logarithm of the parameters.
+
+Hoffmann et al. 2022, section 3.2 ("IsoFLOP profiles"). The interval of its
+minimum is Fieller's (1954), exact for a ratio of estimates with normal errors,
+where the delta method is not: it is unbounded, and none is given, where the
+curvature does not differ from 0.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from ssl_jax.budget.runs import Row
+from ssl_jax.budget.cells import Cell, best, cells, group, ranked_with
+from ssl_jax.budget.runs import Run
 
-_DRAWS = 500  # Of the minimum's bootstrap.
+CONFIDENCE = 0.9
 
 
-class Minimum(NamedTuple):
-  """The bottom of a U over size, at one budget; of parameters.
+class Optimum(NamedTuple):
+  """The best size of a budget; losses in nats.
 
-  `interval` (90 %) is None where three points leave no residual; `edge` says
-  that it is not between the measured sizes.
+  Attributes:
+    series: of the runs.
+    objective: of the runs.
+    data_hours: of their training audio; 0: all there was.
+    budget: FLOPs.
+    params: at the minimum, or at the edge of the sizes on its side.
+    interval: 90 %, of the parameters; None where nothing is known of it.
+    at_edge: whether the minimum is at or beyond the edge of the sizes.
+    loss: of the parabola there.
+    best: the runs of the size with the lowest loss.
+    points: those fitted, one a size.
+    fitted: highest power first, of ln(parameters / center).
+    center: parameters.
+    rmse: of the residuals; None where there are as many points as numbers.
   """
 
+  series: str
   objective: str
+  data_hours: float
   budget: float
   params: float
-  loss: float
   interval: tuple[float, float] | None
-  edge: bool
+  at_edge: bool
+  loss: float
+  best: Cell
+  points: tuple[Cell, ...]
+  fitted: np.ndarray
+  center: float
+  rmse: float | None
+
+  def curve(self, params: np.ndarray) -> np.ndarray:
+    """The parabola at sizes [N], in nats."""
+    return np.polyval(self.fitted, np.log(params / self.center))
 
 
-def minimum(rows: list[Row], objective: str, budget: float) -> Minimum | None:
-  """Of a parabola in log N through the mean losses of at least three sizes."""
-  sizes, losses = means(rows, lambda row: row.params)
+def optima(runs: Sequence[Run]) -> list[Optimum]:
+  """The best size of each series, hours of data and budget with 3 sizes."""
+  groups = group(cells(runs), ranked_with)
+  return [found for each in groups.values() if (found := optimum(each))]
+
+
+def optimum(found: Sequence[Cell]) -> Optimum | None:
+  """The best size among runs of one budget; None of fewer than 3 sizes.
+
+  Of several runs of a size the best counts (of a learning rate, say). The
+  study's Small is of another shape, and no part of the curve.
+  """
+  sizes = group(
+    (c for c in found if c.one.size != "small"), lambda c: c.one.params
+  )
   if len(sizes) < 3:
     return None
-  x = np.log(sizes)
+  points = [best(sizes[n]) for n in sorted(sizes)]
+  params = np.array([cell.one.params for cell in points], float)
+  losses = np.array([cell.loss for cell in points])
+  center = float(np.exp(np.log(params).mean()))
+  x = np.log(params / center)
   fitted = np.polyfit(x, losses, 2)
-  bottom = _bottom(fitted, x, losses)
-  interval = None
-  if len(sizes) > 3:
-    rng = np.random.default_rng(0)
-    left = losses - np.polyval(fitted, x)
-    # Three parameters were fitted: residuals are too small by as much.
-    left *= math.sqrt(len(x) / (len(x) - 3))
-    drawn = []
-    for _ in range(_DRAWS):
-      again = np.polyval(fitted, x) + rng.choice(left, len(x))
-      drawn.append(_bottom(np.polyfit(x, again, 2), x, again))
-    low, high = np.exp(np.quantile(drawn, (0.05, 0.95)))
-    interval = float(low), float(high)
-  return Minimum(
-    objective,
-    budget,
-    float(np.exp(bottom)),
-    float(np.polyval(fitted, bottom)),
-    interval,
-    not x[0] < bottom < x[-1],
+  a, b, _ = fitted
+  at_edge = not (a > 0 and x[0] < -b / (2 * a) < x[-1])
+  minimum = -b / (2 * a) if a else 0.0
+  if at_edge:
+    minimum = min(x[0], x[-1], key=lambda end: np.polyval(fitted, end))
+  free, interval, rmse = len(points) - 3, None, None
+  if free:
+    residuals = losses - np.polyval(fitted, x)
+    rmse = float(np.sqrt(np.mean(residuals**2)))
+    variance = residuals @ residuals / free
+    ends = None if at_edge else _fieller(x, a, b, variance, free)
+    interval = ends and (center * math.exp(ends[0]), center * math.exp(ends[1]))
+  one = points[0].one
+  return Optimum(
+    series=one.series,
+    objective=one.objective,
+    data_hours=one.data_hours,
+    budget=one.budget,
+    params=round(center * math.exp(minimum)),
+    interval=interval,
+    at_edge=at_edge,
+    loss=float(np.polyval(fitted, minimum)),
+    best=best(points),
+    points=tuple(points),
+    fitted=fitted,
+    center=center,
+    rmse=rmse,
   )
 
 
-def _bottom(fitted: np.ndarray, x: np.ndarray, losses: np.ndarray) -> float:
-  if fitted[0] <= 0:  # No U: the better end.
-    return float(x[np.argmin(losses)])
-  return float(np.clip(-fitted[1] / (2 * fitted[0]), x[0], x[-1]))
+def _fieller(
+  x: np.ndarray, a: float, b: float, variance: float, free: int
+) -> tuple[float, float] | None:
+  """Where b + 2 a x cannot be told from 0; None if that is no interval.
 
-
-def means(
-  rows: list[Row], of: Callable[[Row], float]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Distinct values of `of`, in order, and the mean loss over seeds of each."""
-  values = sorted({of(row) for row in rows})
-  losses = [np.mean([r.loss for r in rows if of(r) == v]) for v in values]
-  return np.array(values, float), np.array(losses)
+  Args:
+    x: float [N] points of the parabola a x^2 + b x + c.
+    a: fitted.
+    b: fitted.
+    variance: of the residuals.
+    free: degrees of freedom of the variance.
+  """
+  design = np.vander(x, 3)
+  covariance = variance * np.linalg.inv(design.T @ design)
+  t2 = stats.t.ppf((1 + CONFIDENCE) / 2, free) ** 2
+  p = 4 * (a**2 - t2 * covariance[0, 0])
+  q = 4 * (a * b - t2 * covariance[0, 1])
+  r = b**2 - t2 * covariance[1, 1]
+  if p <= 0:
+    return None
+  half = math.sqrt(max(0.0, q**2 - 4 * p * r))
+  return (-q - half) / (2 * p), (-q + half) / (2 * p)

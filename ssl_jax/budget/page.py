@@ -2,203 +2,314 @@
 
 import base64
 import csv
+import dataclasses
 import io
-import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from ssl_jax.budget.canvas import Picture
-from ssl_jax.budget.figures import draw_all
+from ssl_jax.budget import figures
+from ssl_jax.budget.canvas import Drawn
+from ssl_jax.budget.cells import (
+  best,
+  cells,
+  group,
+  panel_name,
+  size_name,
+  slim_and_small,
+)
 from ssl_jax.budget.flops import readable
-from ssl_jax.budget.isoflop import Minimum
-from ssl_jax.budget.runs import Row
+from ssl_jax.budget.isoflop import Optimum, optima
+from ssl_jax.budget.runs import Run
 from ssl_jax.files import write_atomically
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_TOTAL = "all"
+_NONE = "-"  # Not known, or not there.
+_TEXT = {
+  "Run",
+  "Objective",
+  "Size",
+  "Frontend",
+  "Device",
+  "Alarms",
+  "Lowest at",
+}
+_IN_CSV_LAST = ("recipe", "curve", "probes", "alarms")
 
 
 def write(
-  rows: list[Row],
+  runs: Sequence[Run],
   broken: dict[str, str],
-  folder: Path,
+  out: Path,
   title: str,
   price: float | None,
 ) -> dict[str, Any]:
-  """Writes report.html, runs.csv and the figures' PNGs.
+  """Writes report.html, runs.csv and the figures, each as PNG and SVG.
 
   Args:
-    rows: finished runs, at least one.
-    broken: why others were left out, by name.
-    folder: made if there is none.
+    runs: finished ones, at least one.
+    broken: {workdir: why it is left out}.
+    out: folder; made if there is none.
     title: of the page.
-    price: of a device's hour, in any currency.
+    price: of a device's hour, in dollars.
 
   Returns:
     The report's JSON object.
   """
-  pictures, minima = draw_all(rows)
-  folder.mkdir(parents=True, exist_ok=True)
-  for picture in pictures:
-    write_atomically(folder / f"{picture.name}.png", picture.png)
-  write_atomically(folder / "runs.csv", _csv(rows, price))
-  page = _render(rows, broken, pictures, minima, title, price)
-  write_atomically(folder / "report.html", page)
+  found = optima(runs)
+  drawn = figures.draw(runs, found)
+  page = _render(runs, broken, found, drawn, title, price)
+  out.mkdir(parents=True, exist_ok=True)
+  for figure in drawn:
+    write_atomically(out / f"{figure.name}.png", figure.png)
+    write_atomically(out / f"{figure.name}.svg", figure.svg)
+  write_atomically(out / "runs.csv", to_csv(runs, price))
+  write_atomically(out / "report.html", page)
   return {
-    "page": str(folder / "report.html"),
-    "csv": str(folder / "runs.csv"),
-    "figures": [str(folder / f"{picture.name}.png") for picture in pictures],
-    "runs": len(rows),
-    "broken": broken,
-    "optima": [found._asdict() for found in minima],
+    "page": str(out / "report.html"),
+    "runs": len(runs),
+    "broken": [{"run": run, "reason": why} for run, why in broken.items()],
+    "csv": str(out / "runs.csv"),
+    "figures": [str(out / f"{figure.name}.png") for figure in drawn],
+    "optima": [
+      {
+        "objective": optimum.objective,
+        "series": optimum.series,
+        "data_hours": optimum.data_hours,
+        "budget": optimum.budget,
+        "params": optimum.params,
+        "interval": optimum.interval,
+        "at_edge": optimum.at_edge,
+      }
+      for optimum in found
+    ],
   }
 
 
-def own_hours(row: Row) -> float:
-  """Device hours of training that this run added to those of its trunk."""
-  return row.train_hours * row.devices * row.own_flops / max(1.0, row.flops)
+def to_csv(runs: Sequence[Run], price: float | None) -> str:
+  """A line a run, numbers unrounded; losses in nats."""
+  names = [f.name for f in dataclasses.fields(Run)]
+  names = [name for name in names if name not in _IN_CSV_LAST]
+  names += ["share", "own_flops", "device_hours"]
+  tasks = sorted({task for run in runs for task in run.probes})
+  lines = io.StringIO()
+  writer = csv.writer(lines, lineterminator="\n")
+  writer.writerow([*names, "cost", "alarms", *(f"probe {t}" for t in tasks)])
+  for run in runs:
+    writer.writerow(
+      [getattr(run, name) for name in names]
+      + [_cost(run, price), " ".join(run.alarms)]
+      + [run.probes.get(task) for task in tasks]
+    )
+  return lines.getvalue()
+
+
+def summary(runs: Sequence[Run], broken: dict[str, str]) -> str:
+  """What is reported, as a short table for a terminal."""
+  lines = [f"{'best of':34}{'size':>10}{'budget':>13}{'valid loss':>12}"]
+  for name, own in group(runs, lambda run: panel_name(run, runs)).items():
+    run = best(cells(own)).one
+    lines.append(
+      f"{name[:33]:34}{size_name(run.size):>10}"
+      f"{readable(run.budget) + 'FLOP':>13}{run.loss:>12.4f}"
+    )
+  lines.append(_facts(runs, None) + ".")
+  lines += [f"left out: {run}: {why}" for run, why in broken.items()]
+  return "\n".join(lines)
 
 
 def _render(
-  rows: list[Row],
+  runs: Sequence[Run],
   broken: dict[str, str],
-  pictures: list[Picture],
-  minima: list[Minimum],
+  found: Sequence[Optimum],
+  drawn: Sequence[Drawn],
   title: str,
   price: float | None,
 ) -> str:
-  tables = [_runs_table(rows, price)]
-  if minima:
-    tables.insert(0, _minima_table(minima))
-  if any(row.probes for row in rows):
-    tables.append(_probes_table(rows))
-  if broken:
-    tables.append(
-      {
-        "title": "Left out",
-        "columns": ["run", "reason"],
-        "text": ["run", "reason"],
-        "rows": list(broken.items()),
-      }
-    )
-  kinds = sorted({row.device_kind for row in rows} - {""})
-  summary = (
-    f"{len(rows)} finished runs: "
-    f"{readable(sum(row.own_flops for row in rows))}FLOP of training, "
-    f"{sum(map(own_hours, rows)):,.4g} device hours"
-    + (f" on {', '.join(kinds)}" if kinds else "")
-    + (f"; {len(broken)} left out" if broken else "")
-    + "."
+  columns, same = _split(_run_columns(price), runs)
+  tables = {
+    "best": _table(_best_columns(runs), _best_rows(runs)),
+    "optima": _table(_optimum_columns(runs), found),
+    "probes": _table(_probe_columns(runs), [r for r in runs if r.probes]),
+    "shapes": _table(_shape_columns(runs), slim_and_small(runs)),
+  }
+  environment = jinja2.Environment(
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
   )
-  environment = jinja2.Environment(autoescape=True)
-  shown = [
-    picture._asdict() | {"base64": base64.b64encode(picture.png).decode()}
-    for picture in pictures
-  ]
   template = environment.from_string(_TEMPLATE.read_text("utf-8"))
   return template.render(
-    title=title, summary=summary, pictures=shown, tables=tables
+    title=title,
+    facts=_facts(runs, price),
+    figures=[
+      figure._asdict() | {"data": base64.b64encode(figure.svg).decode()}
+      for figure in drawn
+    ],
+    tables=tables,
+    runs=_table(columns, runs),
+    same=same,
+    broken=broken,
+    price=price,
+    branches=any(run.trunk_flops for run in runs),
+    text=_TEXT,
   )
 
 
-def _runs_table(rows: list[Row], price: float | None) -> dict[str, Any]:
-  columns = {
-    "run": lambda r: r.name,
-    "objective": lambda r: r.objective,
-    "size": lambda r: r.size,
-    "parameters": lambda r: readable(r.params),
-    "updates": lambda r: f"{r.updates:,}",
+_Columns = dict[str, Callable[[Any], str]]
+
+
+def _table(columns: _Columns, rows: Sequence[Any]) -> dict[str, Any]:
+  """Names and cells; columns in which no row has anything are left out."""
+  cells = {name: [text(row) for row in rows] for name, text in columns.items()}
+  kept = {name: c for name, c in cells.items() if {*c} - {_NONE, ""}}
+  return {"columns": list(kept), "rows": list(zip(*kept.values()))}
+
+
+def _split(
+  columns: _Columns, runs: Sequence[Run]
+) -> tuple[_Columns, dict[str, str]]:
+  """Columns of a table, and what is the same in all rows, to be said once."""
+  constant = ("Frontend", "Data, h", "Seed", "Devices", "Device")
+  same = {
+    name: columns[name](runs[0])
+    for name in constant
+    if len({columns[name](run) for run in runs}) == 1
+  }
+  left = {name: text for name, text in columns.items() if name not in same}
+  return left, {name: text for name, text in same.items() if text != _NONE}
+
+
+def _run_columns(price: float | None) -> _Columns:
+  return {
+    "Run": lambda r: r.name,
+    "Objective": lambda r: r.series,
+    "Size": lambda r: size_name(r.size),
+    "Params, M": lambda r: _number(r.params / 1e6),
+    "Frontend": lambda r: r.frontend or _NONE,
+    "Data, h": lambda r: f"{r.data_hours:,g}" if r.data_hours else "all",
+    "Seed": lambda r: str(r.seed),
+    "Updates": lambda r: f"{r.updates:,}",
+    "Epochs": lambda r: _number(r.epochs),
+    "Audio, h": lambda r: _number(r.audio_hours),
     "FLOPs": lambda r: readable(r.flops),
-    "own FLOPs": lambda r: readable(r.own_flops),
-    "audio, h": lambda r: f"{r.audio_hours:,.3g}",
-    "epochs": lambda r: _number(r.epochs),
-    "valid loss": lambda r: f"{r.loss:.4f}",
-    "of chance": lambda r: _number(r.main / (r.chance or math.nan)),
-    "accuracy": lambda r: _number(r.accuracy),
-    "device h": lambda r: f"{own_hours(r):.3g}",
-    "alarms": lambda r: ", ".join(r.alarms),
+    "First": lambda r: _loss(r.first_loss),
+    "Loss": lambda r: _loss(r.loss),
+    "Best": lambda r: _loss(r.best_loss),
+    "Of chance": lambda r: _loss(r.share),
+    "Accuracy": lambda r: _loss(r.accuracy),
+    "Devices": lambda r: str(r.devices or _NONE),
+    "Device": lambda r: r.device_kind or _NONE,
+    "Device h": lambda r: _number(r.device_hours),
+    "Cost, $": lambda r: _money(_cost(r, price)),
+    "Alarms": lambda r: ", ".join(r.alarms) or _NONE,
   }
-  if not any(row.alarms for row in rows):
-    del columns["alarms"]
+
+
+def _probe_columns(runs: Sequence[Run]) -> _Columns:
+  tasks = sorted({task for run in runs for task in run.probes})
+  columns = _run_columns(None)
+  return {
+    **{name: columns[name] for name in ("Run", "Objective", "Size", "FLOPs")},
+    **{task: lambda r, t=task: _number(r.probes.get(t)) for task in tasks},
+  }
+
+
+def _best_rows(runs: Sequence[Run]) -> list[Run]:
+  groups = group(cells(runs), lambda c: (panel_name(c.one, runs), c.one.budget))
+  return [best(found) for found in groups.values()]
+
+
+def _best_columns(runs: Sequence[Run]) -> _Columns:
+  return {
+    "Objective": lambda c: panel_name(c.one, runs),
+    "Budget": lambda c: f"{readable(c.one.budget)}FLOP",
+    "Size": lambda c: size_name(c.one.size),
+    "Params, M": lambda c: _number(c.one.params / 1e6),
+    "Seeds": lambda c: str(len(c.runs)),
+    "Loss": lambda c: _loss(c.loss),
+    "Of chance": lambda c: _loss((c.values("share") or [None])[0]),
+    "Accuracy": lambda c: _loss((c.values("accuracy") or [None])[0]),
+    "Device h, each": lambda c: _number(c.one.device_hours),
+  }
+
+
+def _optimum_columns(runs: Sequence[Run]) -> _Columns:
+  return {
+    "Objective": lambda o: panel_name(o.best.one, runs),
+    "Budget": lambda o: f"{readable(o.budget)}FLOP",
+    "Sizes": lambda o: str(len(o.points)),
+    "Lowest at": lambda o: (
+      f"{size_name(o.best.one.size)} ({_number(o.best.one.params / 1e6)} M)"
+    ),
+    "Lowest": lambda o: _loss(o.best.loss),
+    "Best size, M": lambda o: (
+      ("at or beyond the edge: " if o.at_edge else "") + _number(o.params / 1e6)
+    ),
+    "90 % interval, M": _interval,
+    "Fitted loss": lambda o: _loss(o.loss),
+    "RMSE": lambda o: _NONE if o.rmse is None else f"{o.rmse:.3f}",
+  }
+
+
+def _interval(optimum: Optimum) -> str:
+  """In millions of parameters; beyond the measured sizes, no number is."""
+  if not optimum.interval:
+    return _NONE
+  least, most = (optimum.points[i].one.params for i in (0, -1))
+  low, high = optimum.interval
+  below = f"below {_number(least / 1e6)}"
+  above = f"above {_number(most / 1e6)}"
+  return (
+    (_number(low / 1e6) if low >= least else below)
+    + " to "
+    + (_number(high / 1e6) if high <= most else above)
+  )
+
+
+def _shape_columns(runs: Sequence[Run]) -> _Columns:
+  return {
+    "Objective": lambda pair: panel_name(pair[0].one, runs),
+    "Budget": lambda pair: f"{readable(pair[0].one.budget)}FLOP",
+    "Slim": lambda pair: _loss(pair[0].loss),
+    "Small": lambda pair: _loss(pair[1].loss),
+    "Small less Slim": lambda pair: f"{pair[1].loss - pair[0].loss:+.4f}",
+  }
+
+
+def _facts(runs: Sequence[Run], price: float | None) -> str:
+  hours = sum(run.device_hours or 0 for run in runs)
+  kinds = sorted({run.device_kind for run in runs} - {""})
+  parts = [
+    f"{len(runs)} finished run{'s' * (len(runs) > 1)}",
+    f"{readable(sum(run.own_flops for run in runs))}FLOP of training",
+    f"{_number(sum(run.audio_hours for run in runs))} h of audio heard",
+    f"{_number(hours)} device hours" + f" ({', '.join(kinds)})" * bool(kinds),
+  ]
   if price is not None:
-    columns["cost"] = lambda r: f"{own_hours(r) * price:,.2f}"
-  body = [[value(row) for value in columns.values()] for row in rows]
-  hours = sum(map(own_hours, rows))
-  total = dict.fromkeys(columns, "") | {
-    "run": _TOTAL,
-    "own FLOPs": readable(sum(row.own_flops for row in rows)),
-    "device h": f"{hours:,.4g}",
-  }
-  if price is not None:
-    total["cost"] = f"{hours * price:,.2f}"
-  return {
-    "title": "Runs and what they cost",
-    "columns": list(columns),
-    "text": ["run", "objective", "size", "alarms"],
-    "rows": [*body, list(total.values())],
-    "total": _TOTAL,
-    "note": "FLOPs are of training, as logged: padding counts. Own FLOPs and "
-    "device hours leave out updates shared with a longer run, which are "
-    "counted there.",
-  }
+    parts.append(f"${price * hours:,.2f}")
+  return ", ".join(parts)
 
 
-def _minima_table(minima: list[Minimum]) -> dict[str, Any]:
-  def interval(found: Minimum) -> str:
-    if found.edge:
-      return "at or beyond the measured sizes"
-    if not found.interval:
-      return "none: only three sizes"
-    return " to ".join(map(readable, found.interval))
-
-  return {
-    "title": "Best size of each budget",
-    "columns": ["objective", "budget", "parameters", "90 % interval", "loss"],
-    "text": ["objective"],
-    "rows": [
-      [
-        found.objective,
-        f"{readable(found.budget)}FLOP",
-        readable(found.params),
-        interval(found),
-        f"{found.loss:.4f}",
-      ]
-      for found in minima
-    ],
-  }
+def _cost(run: Run, price: float | None) -> float | None:
+  if price is None or run.device_hours is None:
+    return None
+  return price * run.device_hours
 
 
-def _probes_table(rows: list[Row]) -> dict[str, Any]:
-  names = sorted({name for row in rows for name in row.probes})
-  return {
-    "title": "Probe scores",
-    "columns": ["run", *names],
-    "text": ["run"],
-    "rows": [
-      [row.name, *(_number(row.probes.get(n, math.nan)) for n in names)]
-      for row in rows
-      if row.probes
-    ],
-  }
+def _number(value: float | None) -> str:
+  """Three digits, or all before the point."""
+  if value is None:
+    return _NONE
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _number(value: float) -> str:
-  return f"{value:.3g}" if math.isfinite(value) else ""
+def _loss(value: float | None) -> str:
+  return _NONE if value is None else f"{value:.4f}"
 
 
-def _csv(rows: list[Row], price: float | None) -> str:
-  probes = sorted({name for row in rows for name in row.probes})
-  fields = [f for f in Row._fields if f not in ("alarms", "probes", "curve")]
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow([*fields, "alarms", "own_device_hours", "cost", *probes])
-  for row in rows:
-    hours = own_hours(row)
-    writer.writerow(
-      [getattr(row, field) for field in fields]
-      + [" ".join(row.alarms), hours, "" if price is None else hours * price]
-      + [row.probes.get(name, "") for name in probes]
-    )
-  return text.getvalue()
+def _money(value: float | None) -> str:
+  return _NONE if value is None else f"{value:,.2f}"

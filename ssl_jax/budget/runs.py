@@ -1,145 +1,346 @@
 """Finished runs, read from their workdirs into rows."""
 
+import dataclasses
 import json
 import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from ssl_jax.config import SIZES
+from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.objectives import OBJECTIVES
 
-_SAME_BUDGET = 0.05  # Runs within such a share spent the same.
+NAMES = {"hubert": "HuBERT", "wav2vec2": "wav2vec 2.0", "tera": "TERA"}
+SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
+# What differs without making another experiment: runs that differ in nothing
+# else, at one budget, are seeds of one.
+_FREE = ("seed", "budget", "checkpoint", "eval", "loader", "log")
+_FREE_KEYS = ("dir", "valid_dir", "microbatches", "scan_layers")
+_FILES = {"result.json", "config.json", "metrics.jsonl"}
 
 
-class Row(NamedTuple):
-  """A finished run; NaN or None is what it does not say."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run; losses in nats, None is what it does not say.
+
+  Attributes:
+    name: of its workdir, below the folder that was given.
+    series: name of what its losses are comparable within.
+    size: a key of SIZES, or layers x width.
+    recipe: its config, less seed, budget and what cannot change the result.
+    trunk_flops: of `flops`, those that another run spent for it.
+    data_hours: of training audio, at most; 0: all there was.
+    budget: FLOPs, the same for all runs within SAME_BUDGET.
+    main: the objective's main term in validation, at the end.
+    chance: the same for a guess that does not look at the clip.
+    curve: of each validation, (FLOPs, loss, share of chance or NaN).
+  """
 
   name: str
+  workdir: str
   objective: str
-  size: str  # A key of SIZES, or layers x width.
+  series: str
+  size: str
   frontend: str
-  seed: int
+  recipe: str
   params: int
   updates: int
   flops: float
-  own_flops: float  # Less what a trunk spent for it.
+  trunk_flops: float
   audio_hours: float
+  epochs: float | None
   data_hours: float
-  epochs: float
-  loss: float  # Of validation, in nats, at the end.
-  main: float  # Its main term.
-  chance: float
-  accuracy: float
-  alarms: list[str]
-  train_hours: float
-  devices: int
+  seed: int
+  budget: float
+  first_loss: float | None
+  loss: float
+  best_loss: float | None
+  main: float | None
+  chance: float | None
+  accuracy: float | None
+  alarms: tuple[str, ...]
+  train_hours: float | None
+  wall_hours: float | None
+  devices: int | None
   device_kind: str
   probes: dict[str, float]
-  curve: list[tuple[float, float, float]]  # (FLOPs, loss, main / chance).
+  curve: tuple[tuple[float, float, float], ...]
+
+  @property
+  def share(self) -> float | None:
+    """Main term over chance: 1 is guessing."""
+    return self.main / self.chance if self.main and self.chance else None
+
+  @property
+  def own_flops(self) -> float:
+    """Less what a trunk spent for it."""
+    return self.flops - self.trunk_flops
+
+  @property
+  def device_hours(self) -> float | None:
+    """Of training, of all devices; a trunk's are the trunk's."""
+    if self.train_hours is None:
+      return None
+    return self.train_hours * (self.devices or 1) * self.own_flops / self.flops
+
+  @property
+  def hours(self) -> float | None:
+    """Of training audio; where it was all, those seen an epoch."""
+    seen = self.audio_hours / self.epochs if self.epochs else None
+    return self.data_hours or seen
 
 
-def read_all(folders: list[Path]) -> tuple[list[Row], dict[str, str]]:
-  """The finished runs in folders, at any depth, and why others were left out.
-
-  Args:
-    folders: workdirs, or folders of such.
+def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
+  """The finished runs in folders, at any depth.
 
   Returns:
-    Rows, by objective, budget and size; {workdir: reason}.
+    Runs by series, budget and parameters; {workdir: why it is left out}.
+
+  Raises:
+    UserError: a folder is none, or there is no finished run in any.
   """
-  rows, broken = [], {}
+  found, broken = {}, {}
   for folder in folders:
-    found = [
-      path.parent
-      for name in ("config.json", "result.json")
-      for path in folder.rglob(name)
-    ]
-    for workdir in sorted({*found}):
-      inside = str(workdir.relative_to(folder))
-      name = folder.name if inside == "." else inside
-      if len(folders) > 1 and inside != ".":
-        name = f"{folder.name}/{inside}"
-      if not (workdir / "result.json").exists():
-        if (workdir / "metrics.jsonl").exists():
-          broken[name] = "not finished: it has no result.json"
-        continue
+    if not folder.is_dir():
+      raise UserError(f"{folder}: no such folder; give one that holds runs")
+    for workdir in _workdirs(folder):
+      name = str(workdir.relative_to(folder))
+      name = folder.resolve().name if name == "." else name
+      taken = {run.name for run, _ in found.values()}
+      if name in taken:
+        name = f"{folder.resolve().name}/{name}"
       try:
-        rows.append(_read(workdir, name))
+        found.setdefault(workdir.resolve(), _read(workdir, name))
       except (OSError, ValueError, LookupError, TypeError) as error:
         said = " ".join(str(error).split())
-        broken[name] = f"cannot be read: {type(error).__name__}: {said}"
-  rows.sort(key=lambda row: (row.objective, row.flops, row.params, row.name))
-  return rows, broken
+        broken[str(workdir)] = (
+          f"no {said} in metrics.jsonl" if isinstance(error, KeyError) else said
+        )
+  if not found:
+    where = ", ".join(map(str, folders))
+    also = f" ({len(broken)} unfinished or unreadable)" if broken else ""
+    raise UserError(
+      f"no finished run in {where}{also}: give a folder in which `python -m "
+      "ssl_jax.main` or ssl_jax.sweep left a result.json"
+    )
+  series = _series([setting for _, setting in found.values()])
+  runs = [
+    dataclasses.replace(run, series=series[setting])
+    for run, setting in found.values()
+  ]
+  return sorted(_budgeted(runs), key=_order), broken
 
 
-def budgets(rows: list[Row]) -> list[float]:
-  """The FLOPs that runs were given, those a few per cent apart taken as one."""
-  found: list[list[float]] = []
-  for flops in sorted(row.flops for row in rows):
-    if found and flops <= found[-1][0] * (1 + _SAME_BUDGET):
-      found[-1].append(flops)
-    else:
-      found.append([flops])
-  return [sum(group) / len(group) for group in found]
+def _workdirs(folder: Path) -> Iterator[Path]:
+  """Folders that hold a file of a run; links are followed, once."""
+  seen = set()
+  for path, below, files in os.walk(folder, followlinks=True):
+    real = os.path.realpath(path)
+    if real in seen:
+      below.clear()
+      continue
+    seen.add(real)
+    if _FILES & set(files):
+      # Millions of small files may lie in these, and no run.
+      below[:] = [x for x in below if x not in ("checkpoints", "tensorboard")]
+      if not _is_other_model(Path(path), set(files)):
+        yield Path(path)
+    below.sort()
 
 
-def of_budget(rows: list[Row], budget: float) -> list[Row]:
-  """Those that spent it."""
-  return [row for row in rows if abs(row.flops / budget - 1) <= _SAME_BUDGET]
+def _is_other_model(path: Path, files: set[str]) -> bool:
+  """Whether it is an exported model: other programs write a config.json too."""
+  if files & (_FILES - {"config.json"}):
+    return False
+  try:
+    return "model_type" in json.loads((path / "config.json").read_text())
+  except (OSError, ValueError, TypeError):
+    return False
 
 
-def _read(workdir: Path, name: str) -> Row:
-  result = json.loads((workdir / "result.json").read_text())
-  config = json.loads((workdir / "config.json").read_text())
-  lines = read_jsonl(workdir / "metrics.jsonl")
-  train = [line for line in lines if line["split"] == "train"]
-  valid = [line for line in lines if line["split"] == "valid"]
-  objective = config["objective"]["name"]
-  main, last = OBJECTIVES[objective].main, valid[-1]
+def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
+  """A run without its series, and its setting."""
+  lines = [x for x in read_jsonl(workdir / "metrics.jsonl") if "update" in x]
+  if not (workdir / "result.json").exists():
+    reached = max((line["update"] for line in lines), default=0)
+    at = f" (at update {reached:,})" if reached else ""
+    raise ValueError(f"not finished: no result.json{at}")
+  result, config = _json(workdir, "result.json"), _json(workdir, "config.json")
+  objective = str(_key(config, "objective.name"))
   shape = tuple(
-    config["encoder"][key]
+    _key(config, f"encoder.{key}")
     for key in ("num_layers", "hidden_size", "ffn_size", "num_heads")
   )
-  size = next((s for s, known in SIZES.items() if known == shape), None)
-  spent = {line["update"]: line["flops"] for line in train}
-  spent[valid[0]["update"]] = result.get("trunk_flops", 0)
-  return Row(
-    name=name,
-    objective=objective,
-    size=size or f"{shape[0]} x {shape[1]}",
-    frontend=config["frontend"]["name"],
-    seed=config["seed"],
-    params=result["params"],
-    updates=result["updates"],
-    flops=result["flops"],
-    own_flops=result["flops"] - result.get("trunk_flops", 0),
-    audio_hours=result["audio_seconds"] / 3600,
-    data_hours=config["data"].get("hours", 0.0),
-    epochs=train[-1]["epoch"] if train else math.nan,
-    loss=result["valid_loss"],
-    main=last[main],
-    chance=last["chance"],
-    accuracy=last.get("accuracy", math.nan),
-    alarms=result.get("alarms", []),
-    train_hours=result["train_seconds"] / 3600,
-    devices=result.get("devices", 1),
-    device_kind=result.get("device_kind", ""),
-    probes=_probes(workdir / "probes.json"),
-    curve=[
-      (spent[x["update"]], x["loss"], x[main] / (x["chance"] or math.nan))
-      for x in valid
-      if x["update"] in spent
-    ],
+  named = [size for size, known in SIZES.items() if known == shape]
+  flops = _number(result, "flops")
+  train = [x for x in lines if x.get("split") == "train" and "flops" in x]
+  main = getattr(OBJECTIVES.get(objective), "main", "")
+  valid = [x for x in lines if x.get("split") == "valid" and _known(x, "loss")]
+  last = valid[-1] if valid else {}
+  spent = np.interp(
+    [line["update"] for line in valid],
+    [0, *(line["update"] for line in train)],
+    [0, *(line["flops"] for line in train)],
   )
+  seconds, wall_seconds = (
+    _known(result, key) for key in ("train_seconds", "wall_seconds")
+  )
+  frontend = str(_key(config, "frontend.name", ""))
+  run = Run(
+    name=name,
+    workdir=str(workdir),
+    objective=objective,
+    series="",
+    size=named[0] if named else f"{shape[0]}x{shape[1]}",
+    frontend=frontend,
+    recipe=_recipe(config),
+    params=int(_number(result, "params")),
+    updates=int(_number(result, "updates")),
+    flops=flops,
+    trunk_flops=_known(result, "trunk_flops") or 0.0,
+    audio_hours=_number(result, "audio_seconds") / 3600,
+    epochs=_known(train[-1], "epoch") if train else None,
+    data_hours=float(_key(config, "data.hours", 0) or 0),
+    seed=int(_key(config, "seed", 0)),
+    budget=float(_key(config, "budget.flops", 0) or 0),
+    first_loss=_known(result, "first_valid_loss"),
+    loss=_number(result, "valid_loss"),
+    best_loss=_known(result, "best_valid_loss"),
+    main=_known(last, main),
+    chance=_known(last, "chance"),
+    accuracy=_known(last, "accuracy"),
+    alarms=tuple(map(str, result.get("alarms") or ())),
+    train_hours=seconds and seconds / 3600,
+    wall_hours=wall_seconds and wall_seconds / 3600,
+    devices=int(_known(result, "devices") or 0) or None,
+    device_kind=str(result.get("device_kind") or ""),
+    probes=_probes(workdir),
+    curve=tuple(
+      (float(f), x["loss"], _share(x, main)) for f, x in zip(spent, valid)
+    ),
+  )
+  corpus = str(_key(config, "data.source", ""))
+  if corpus == "folder":
+    corpus = Path(str(_key(config, "data.dir", ""))).name
+  labels = ""
+  if objective == "hubert":
+    labels = _key(config, "hubert.labels", "mfcc")
+    labels = f"labels {labels} {_key(config, 'hubert.clusters', '')}"
+  return run, (objective, labels, frontend, corpus)
 
 
-def _probes(path: Path) -> dict[str, float]:
-  if not path.exists():
+def _json(workdir: Path, name: str) -> dict[str, Any]:
+  try:
+    content = json.loads((workdir / name).read_text())
+  except FileNotFoundError:
+    raise ValueError(f"no {name}") from None
+  except ValueError as error:
+    raise ValueError(f"{name} is not readable JSON ({error})") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{name} holds no JSON object")
+  return content
+
+
+def _number(result: dict[str, Any], key: str) -> float:
+  value = _known(result, key)
+  if value is None or value <= 0:
+    said = f"{key!r} is {result.get(key)!r}"
+    raise ValueError(f"result.json: {said}, not a number above 0")
+  return value
+
+
+def _key(config: dict[str, Any], path: str, *default: Any) -> Any:
+  """`config.a.b`, where older or newer versions may lack it."""
+  for key in path.split("."):
+    if not isinstance(config, dict) or key not in config:
+      if default:
+        return default[0]
+      raise ValueError(f"config.json has no {path!r}")
+    config = config[key]
+  return config
+
+
+def _recipe(config: dict[str, Any]) -> str:
+  kept = {key: value for key, value in config.items() if key not in _FREE}
+  for section, value in kept.items():
+    if isinstance(value, dict):
+      kept[section] = {k: v for k, v in value.items() if k not in _FREE_KEYS}
+  return json.dumps(kept, sort_keys=True)
+
+
+def _known(values: dict[str, Any], key: str) -> float | None:
+  value = values.get(key)
+  if not isinstance(value, int | float) or not math.isfinite(value):
+    return None
+  return value
+
+
+def _share(line: dict[str, Any], main: str) -> float:
+  value, chance = _known(line, main), _known(line, "chance")
+  return value / chance if value is not None and chance else math.nan
+
+
+def _probes(workdir: Path) -> dict[str, float]:
+  """{`task` or `task metric`: score}, of whatever has a number."""
+  if not (workdir / "probes.json").exists():
     return {}
-  scores = json.loads(path.read_text())
-  found: dict[str, Any] = {
-    name: score.get("value") if isinstance(score, dict) else score
-    for name, score in scores.items()
-  }
-  return {k: float(v) for k, v in found.items() if isinstance(v, int | float)}
+  scores = {}
+  for task, found in _json(workdir, "probes.json").items():
+    if isinstance(found, dict) and "value" in found:
+      found = {str(found.get("metric", "")): found["value"]}
+    elif not isinstance(found, dict):
+      found = {"": found}
+    for metric, value in found.items():
+      if isinstance(value, int | float) and not isinstance(value, bool):
+        scores[f"{task} {metric}".strip()] = float(value)
+  return scores
+
+
+def _series(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+  """Names: the objective, and what differs among its settings."""
+  names = {}
+  for setting in settings:
+    alike = [other for other in settings if other[0] == setting[0]]
+    differing = [
+      part for i, part in enumerate(setting) if len({x[i] for x in alike}) > 1
+    ]
+    name = NAMES.get(setting[0], setting[0])
+    names[setting] = ", ".join([name, *filter(None, differing)])
+  return names
+
+
+def _budgeted(runs: list[Run]) -> list[Run]:
+  """Gives runs that spent the same, or nearly, the same `budget`."""
+  ordered = sorted(runs, key=lambda run: run.budget or run.flops)
+  groups: list[list[Run]] = []
+  for run in ordered:
+    least = groups and (groups[-1][0].budget or groups[-1][0].flops)
+    if not groups or (run.budget or run.flops) > SAME_BUDGET * least:
+      groups.append([])
+    groups[-1].append(run)
+  made = []
+  for alike in groups:
+    stated = Counter(run.budget for run in alike if run.budget)
+    spent = float(np.median([run.flops for run in alike]))
+    budget = stated.most_common(1)[0][0] if stated else spent
+    made += [dataclasses.replace(run, budget=budget) for run in alike]
+  return made
+
+
+def _order(run: Run) -> tuple:
+  rank = [*NAMES, run.objective].index(run.objective)
+  return (
+    rank,
+    run.series,
+    run.data_hours,
+    run.budget,
+    run.params,
+    run.seed,
+    run.name,
+  )

@@ -210,10 +210,7 @@ def table(runs: list[Run], workdir: Path) -> str:
     for run in runs
     if is_finished(workdir / run.name)
   ]
-  rates = [
-    (x["flops"] - x["trunk_flops"]) / max(1e-9, x["train_seconds"])
-    for x in done
-  ]
+  rates = [x["flops"] / max(1e-9, x["train_seconds"]) for x in done]
   predicted = _predict(runs, workdir)
   lines = [
     f"{'run':32}{'parameters':>12}{'updates':>11}{'epochs':>10}"
