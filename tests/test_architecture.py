@@ -15,6 +15,7 @@ ALLOWED = {
   "models": {"signal"},
   "objectives": {"models", "signal"},
   "budget": {"objectives", "models", "signal"},
+  "benchmarks": {"data"},
   "labelling": {"signal", "data"},
   "training": {
     "budget",
