@@ -93,6 +93,16 @@ def base() -> ConfigDict:
   config.encoder.layerdrop = 0.05
   config.encoder.scan_layers = False  # Compiles faster; same parameters.
 
+  # Of the training audio that the encoder hears; targets are of the clean one.
+  config.augment = ConfigDict()
+  config.augment.mix_prob = 0.0  # Share of clips with a part of another one.
+  config.augment.mix_snr_db = (-5.0, 5.0)  # The clip over it, drawn between.
+  config.augment.noise_prob = 0.0  # Share of clips with noise in a part.
+  config.augment.noise_snr_db = (-5.0, 20.0)
+  config.augment.reverb_prob = 0.0  # Share of clips in a synthetic room.
+  config.augment.reverb_seconds = (0.2, 0.8)  # Its T60, drawn between.
+  config.augment.gain_db = 0.0  # Louder or softer by up to this.
+
   config.masking = ConfigDict()
   config.masking.mask_prob = 0.8  # Expected spans: mask_prob * T / mask_length.
   config.masking.mask_length = 10  # Frames of 20 ms.

@@ -57,6 +57,9 @@ _LIMITS |= dict.fromkeys(
   ),
   (0.0, 0.9),
 )
+_LIMITS |= dict.fromkeys(
+  ("augment.mix_prob", "augment.noise_prob", "augment.reverb_prob"), (0.0, 1.0)
+)
 _LIMITS |= {
   "batch.seconds": (0.1, math.inf),
   "data.min_seconds": (0.025, math.inf),
@@ -106,6 +109,17 @@ def validate(config: ConfigDict) -> None:
     raise UserError(
       f"config.data.min_seconds={config.data.min_seconds} is longer than the "
       f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
+    )
+  for key in ("mix_snr_db", "noise_snr_db", "reverb_seconds"):
+    value = config.augment[key]
+    if len(value) != 2 or value[0] > value[1]:
+      raise UserError(
+        f"config.augment.{key}={value!r}: expected a least and a most"
+      )
+  if config.augment.reverb_seconds[0] <= 0:
+    raise UserError(
+      f"config.augment.reverb_seconds={config.augment.reverb_seconds!r}: "
+      "expected times above 0"
     )
   if len(label_sets(config)) != len(config.hubert.clusters):
     raise UserError(

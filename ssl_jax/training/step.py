@@ -20,11 +20,11 @@ from ssl_jax.config import stored_label_sets
 from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.transformer import row_keys
 from ssl_jax.objectives import make_objective
-from ssl_jax.signal import spans
+from ssl_jax.signal import augment, spans
 
 # Purposes of the keys drawn from the seed.
 _INIT, _TRAIN, _VALID = range(3)
-_MASK, _DROPOUT, _TARGETS = range(3)
+_MASK, _DROPOUT, _TARGETS, _AUGMENT = range(4)
 # Validation masks are the same in every run, whatever its seed.
 _VALID_SEED = 0
 # What is summed beside the objective's terms.
@@ -114,6 +114,13 @@ def make_train_step(
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
     key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
     inputs = prepare(objective, config, batch, key)
+    # After the targets, which are of the clean audio.
+    inputs["waveform"] = augment.augment(
+      config.augment,
+      inputs["waveform"],
+      inputs["length"],
+      row_keys(jax.random.fold_in(key, _AUGMENT), inputs["rows"]),
+    )
     counts = _floats(objective.counts(inputs))
     key = jax.random.fold_in(key, _DROPOUT)
 

@@ -1,0 +1,153 @@
+"""Alterations of the waveform, each drawn from a clip's key.
+
+Chen et al. 2022 (WavLM, section III-B): another clip, or noise, is mixed into a
+part of a clip. Noise is Gaussian, coloured at random; rooms are exponentially
+decaying noise (Polack's model), convolved by FFT.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+
+_PURPOSES = ("mix", "noise", "reverb", "gain")
+
+
+def augment(
+  config: ConfigDict, waveform: jax.Array, length: jax.Array, keys: jax.Array
+) -> jax.Array:
+  """Alters clips as `config` says; padding stays 0. [B, S] -> [B, S].
+
+  Args:
+    config: `config.augment`.
+    waveform: float [B, S].
+    length: [B] samples.
+    keys: [B].
+  """
+  real = jnp.arange(waveform.shape[1]) < length[:, None]
+  keys = {
+    name: jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    for i, name in enumerate(_PURPOSES)
+  }
+  if config.mix_prob:
+    others = _others(waveform, length, keys["mix"])
+    snr = config.mix_snr_db
+    waveform = _add(waveform, others, length, keys["mix"], config.mix_prob, snr)
+  if config.reverb_prob:
+    reverberate = jax.vmap(_reverberate, (0, 0, None))
+    altered = reverberate(waveform, keys["reverb"], config.reverb_seconds)
+    where = _chosen(keys["reverb"], config.reverb_prob)
+    waveform = jnp.where(where[:, None], altered, waveform)
+  if config.noise_prob:
+    noise = jax.vmap(_noise, (0, None))(keys["noise"], waveform.shape[1])
+    snr = config.noise_snr_db
+    waveform = _add(
+      waveform, noise, length, keys["noise"], config.noise_prob, snr
+    )
+  if config.gain_db:
+    draw = jax.vmap(lambda k: jax.random.uniform(k, (), minval=-1.0))
+    gain = 10 ** (config.gain_db / 20 * draw(keys["gain"]))
+    waveform = gain[:, None] * waveform
+  return jnp.where(real, waveform, 0)
+
+
+def mix_at(
+  waveform: jax.Array, other: jax.Array, where: jax.Array, snr_db: jax.Array
+) -> jax.Array:
+  """Adds `other` at some samples, so much below the clip's power there.
+
+  Args:
+    waveform: float [S].
+    other: float [S], of any level.
+    where: bool [S].
+    snr_db: power of the clip over that of what is added, in dB.
+  """
+
+  def power(x: jax.Array) -> jax.Array:
+    total = jnp.where(where, jnp.square(x), 0).sum()
+    return total / jnp.maximum(1, where.sum())
+
+  ratio = power(waveform) / jnp.maximum(power(other), 1e-12)
+  scale = jnp.sqrt(ratio * 10 ** (-snr_db / 10))
+  return waveform + jnp.where(where, scale * other, 0)
+
+
+def _add(
+  waveform: jax.Array,
+  other: jax.Array,
+  length: jax.Array,
+  keys: jax.Array,
+  prob: float,
+  snr_db: tuple[float, float],
+) -> jax.Array:
+  """Mixes into a part, at most half, of the clips that are chosen."""
+  time = jnp.arange(waveform.shape[1])
+
+  def one(
+    row: jax.Array, other: jax.Array, length: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    share, place, level = jax.random.uniform(jax.random.fold_in(key, 1), (3,))
+    size = jnp.ceil(share * length / 2)
+    start = jnp.floor(place * (length - size))
+    where = (time >= start) & (time < start + size)
+    low, high = snr_db
+    return mix_at(row, other, where, low + (high - low) * level)
+
+  mixed = jax.vmap(one)(waveform, other, length, keys)
+  return jnp.where(_chosen(keys, prob)[:, None], mixed, waveform)
+
+
+def _chosen(keys: jax.Array, prob: float) -> jax.Array:
+  draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))
+  return draw(keys) < prob
+
+
+def _others(
+  waveform: jax.Array, length: jax.Array, keys: jax.Array
+) -> jax.Array:
+  """Another clip of the batch for each, repeated to fill the row. [B, S]."""
+  # Rows that only fill up the devices are last, and never picked.
+  count = jnp.maximum(2, (length > 0).sum())
+  draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))
+  step = 1 + jnp.floor(draw(keys) * (count - 1)).astype(jnp.int32)
+  other = (jnp.arange(waveform.shape[0]) + step) % count
+  time = jnp.arange(waveform.shape[1]) % jnp.maximum(1, length[other])[:, None]
+  return jnp.take_along_axis(waveform[other], time, axis=1)
+
+
+def _noise(key: jax.Array, num_samples: int) -> jax.Array:
+  """Gaussian, its power falling by 0 to 6 dB an octave. [S]."""
+  white = jax.random.normal(jax.random.fold_in(key, 3), (num_samples,))
+  slope = jax.random.uniform(jax.random.fold_in(key, 4))
+  spectrum = jnp.fft.rfft(white)
+  frequency = jnp.maximum(1, jnp.arange(spectrum.size))
+  return jnp.fft.irfft(spectrum * frequency**-slope, n=num_samples)
+
+
+def _reverberate(
+  waveform: jax.Array, key: jax.Array, seconds: tuple[float, float]
+) -> jax.Array:
+  """Convolves [S] with a room of a random reverberation time (T60)."""
+  low, high = seconds
+  draws = jax.random.uniform(jax.random.fold_in(key, 5), (2,))
+  t60 = low + (high - low) * draws[0]
+  taps = round(high * SAMPLE_RATE)
+  time = jnp.arange(taps) / SAMPLE_RATE
+  # 60 dB are a factor of 1000 in amplitude.
+  tail = jax.random.normal(jax.random.fold_in(key, 6), (taps,))
+  tail *= jnp.exp(-jnp.log(1000.0) * time / t60)
+  tail = tail.at[0].set(0.0)
+  tail /= jnp.maximum(jnp.linalg.norm(tail), 1e-12)
+  # The direct sound stays where it was; as loud as the room, up to 10 dB above.
+  room = tail * 10 ** (-draws[1] / 2)
+  room = room.at[0].set(1.0) / jnp.sqrt(1 + jnp.square(room).sum())
+  return convolve(waveform, room)
+
+
+def convolve(waveform: jax.Array, response: jax.Array) -> jax.Array:
+  """Causal convolution, as long as the input. [S], [R] -> [S]."""
+  size = waveform.size + response.size - 1
+  size = 1 << (size - 1).bit_length()
+  product = jnp.fft.rfft(waveform, size) * jnp.fft.rfft(response, size)
+  return jnp.fft.irfft(product, size)[: waveform.size]
