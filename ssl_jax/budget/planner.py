@@ -53,7 +53,7 @@ def setting_of(config: ConfigDict) -> str:
   objective, data = config.objective.name, config.data
   if objective == "hubert":
     objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
-  corpus = data.dir if data.source == "folder" else data.source
+  corpus = data.source if data.source == "embedded" else data.dir
   hours = f", {data.hours:g} h" if data.hours else ""
   return f"{objective}, {config.frontend.name}, {corpus}{hours}"
 
