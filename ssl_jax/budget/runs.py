@@ -226,7 +226,7 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     ),
   )
   corpus = str(_key(config, "data.source", ""))
-  if corpus == "folder":
+  if corpus != "embedded":
     corpus = Path(str(_key(config, "data.dir", ""))).name
   labels = ""
   if objective == "hubert":
