@@ -47,9 +47,23 @@ def base() -> ConfigDict:
 
   config.data = ConfigDict()
   # embedded: the packaged clips; folder: a tree of wav/flac/ogg/mp3 files, any
-  # rate; records: what ssl_jax.prepare made of one.
+  # rate; records: what ssl_jax.prepare made of one; tfds: a dataset of
+  # TensorFlow Datasets; mixture: several of these.
   config.data.source = "folder"
+  # Of a mixture, "records:ls960,folder:/my/audio,tfds:librispeech". Of tfds,
+  # where datasets are; "" is where TFDS puts them.
   config.data.dir = ""
+  config.data.name = (
+    ""  # tfds only: "librispeech/lazy_decode:2.1.2", or a path.
+  )
+  # tfds only, as "train_clean100+train_clean360[:50%]"; "" is all that is named
+  # train..., and a split for validation if there is one.
+  config.data.train_split = ""
+  config.data.valid_split = ""
+  config.data.sample_rate = 0  # tfds only: Hz, where not said.
+  # mixture only: shares of the audio drawn from each, to any sum; () draws
+  # every clip alike.
+  config.data.weights = ()
   config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
   config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
   # Of training audio, taken alike from its speakers; 0: all there is. The hours
@@ -102,6 +116,14 @@ def base() -> ConfigDict:
   config.augment.reverb_prob = 0.0  # Share of clips in a synthetic room.
   config.augment.reverb_seconds = (0.2, 0.8)  # Its T60, drawn between.
   config.augment.gain_db = 0.0  # Louder or softer by up to this.
+  config.augment.drop_prob = 0.0  # Share of clips that fall silent for ...
+  config.augment.drop_seconds = 0.5  # ... up to this.
+  config.augment.band_prob = 0.0  # Share of clips without a band that is ...
+  config.augment.band_hz = 1000.0  # ... up to this wide.
+  # Share of clips played faster or slower, pitch and all; targets follow, being
+  # of the clip at its new speed.
+  config.augment.speed_prob = 0.0
+  config.augment.speeds = (0.9, 1.1)
 
   config.masking = ConfigDict()
   config.masking.mask_prob = 0.8  # Expected spans: mask_prob * T / mask_length.

@@ -9,7 +9,13 @@ from ssl_jax.errors import UserError
 
 _CHOICES = {
   "compute_dtype": ("auto", "float32", "bfloat16"),
-  "data.source": ("embedded", "folder", "records"),
+  "data.source": (
+    "embedded",
+    "folder",
+    "records",
+    "tfds",
+    "mixture",
+  ),
   "frontend.name": ("waveform", "logmel"),
   "frontend.norm": ("group", "layer"),
   "objective.name": ("hubert", "wav2vec2", "tera"),
@@ -58,7 +64,15 @@ _LIMITS |= dict.fromkeys(
   (0.0, 0.9),
 )
 _LIMITS |= dict.fromkeys(
-  ("augment.mix_prob", "augment.noise_prob", "augment.reverb_prob"), (0.0, 1.0)
+  (
+    "augment.band_prob",
+    "augment.drop_prob",
+    "augment.mix_prob",
+    "augment.noise_prob",
+    "augment.reverb_prob",
+    "augment.speed_prob",
+  ),
+  (0.0, 1.0),
 )
 _LIMITS |= {
   "batch.seconds": (0.1, math.inf),
@@ -116,6 +130,11 @@ def validate(config: ConfigDict) -> None:
       raise UserError(
         f"config.augment.{key}={value!r}: expected a least and a most"
       )
+  if not all(0.5 <= speed <= 2 for speed in config.augment.speeds):
+    raise UserError(
+      f"config.augment.speeds={config.augment.speeds!r}: expected speeds from "
+      "0.5 to 2"
+    )
   if config.augment.reverb_seconds[0] <= 0:
     raise UserError(
       f"config.augment.reverb_seconds={config.augment.reverb_seconds!r}: "

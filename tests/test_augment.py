@@ -34,6 +34,8 @@ EVERY = {
   "noise_prob": 1.0,
   "reverb_prob": 1.0,
   "gain_db": 6.0,
+  "drop_prob": 1.0,
+  "band_prob": 1.0,
 }
 
 
@@ -107,6 +109,34 @@ def test_gain_is_within_its_range(clips):
     np.linalg.norm(found[:5], axis=1) / np.linalg.norm(clips[:5], axis=1)
   )
   assert (np.abs(gains) <= 6.0).all() and np.ptp(gains) > 1
+
+
+def test_what_falls_silent_is_one_part_and_short(clips):
+  found = altered(clips, drop_prob=1.0, drop_seconds=0.25)
+  spans = []
+  for row in range(5):
+    silent = np.flatnonzero(found[row, : LENGTHS[row]] == 0)
+    spans.append(len(silent))
+    assert 1 <= len(silent) <= 4_000
+    assert silent[-1] - silent[0] == len(silent) - 1
+    kept = found[row] != 0
+    np.testing.assert_array_equal(found[row][kept], clips[row][kept])
+  assert len({*spans}) == 5
+
+
+def test_a_band_is_left_out_and_the_rest_is_not():
+  clips = jnp.asarray(np.random.default_rng(1).normal(size=(6, SAMPLES)))
+  found = altered(clips, np.full(6, SAMPLES), band_prob=1.0, band_hz=2_000.0)
+  lows = []
+  for row in range(6):
+    before, after = np.fft.rfft(clips[row]), np.fft.rfft(found[row])
+    gone = np.flatnonzero(np.abs(after) < 1e-3 * np.abs(before).mean())
+    assert 1 <= len(gone) <= 2_001  # A bin is 1 Hz.
+    assert gone[-1] - gone[0] == len(gone) - 1
+    kept = np.setdiff1d(np.arange(8_001), gone)
+    np.testing.assert_allclose(after[kept], before[kept], atol=0.05)
+    lows.append(gone[0])
+  assert np.ptp(lows) > 1_000
 
 
 def test_convolution_is_numpys():

@@ -406,3 +406,161 @@ def test_a_disk_that_went_away_stops_the_run(folder):
   with pytest.raises(UserError, match="none of the 6 clips"):
     iterate(source, planned)
   assert len(source.damaged) == 6
+
+
+def drawn(source, planned, updates, count, multiple):
+  """(record, start's audio) that `count` processes read, in order."""
+  seen = []
+  for update in updates:
+    rows = planned.batch(update)
+    for p in range(count):
+      batch = batches.load_batch(source, rows, multiple, p, count)
+      seen += batch["record"][batch["length"] > 0].tolist()
+  return seen
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_lost_or_twice_however_processes_change(source, seed):
+  """Random clips, buckets, batches, processes; stopped and gone on with."""
+  rng = np.random.default_rng(seed)
+  kept = np.sort(rng.permutation(len(source.ids))[: rng.integers(1, 150)])
+  some = source.select(kept)
+  buckets = np.sort(rng.choice(np.arange(4_000, 60_000, 320), 3)).tolist()
+  planned = plan.BatchPlan(
+    some.num_samples, buckets, rng.uniform(0.1, 60), int(rng.integers(99))
+  )
+  epochs = 2
+  fits = np.searchsorted(buckets, np.minimum(some.num_samples, buckets[-1]))
+  updates = updates_through(
+    planned, [s for s in np.bincount(fits, minlength=3) if s], epochs
+  )
+  seen, update = [], 0
+  while update < updates:
+    count = int(rng.integers(1, 5))
+    end = update + int(rng.integers(1, 1 + updates))
+    end = min(end, updates)
+    multiple = count * int(rng.integers(1, 4))
+    seen += drawn(some, planned, range(update, end), count, multiple)
+    update = end
+  # All of the first epochs, and of the next only what fills the last batches.
+  often = np.bincount(seen, minlength=len(some.ids))
+  assert often.min() >= epochs
+  spare = sum(rows - 1 for rows, _ in planned.shapes)
+  assert often.sum() - epochs * len(some.ids) <= spare
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_left_after_a_random_step_is_the_same(source, workers):
+  rng = np.random.default_rng(workers)
+  rates = rng.choice([0.3, 1.0, 2.5], len(source.ids))
+  planned = plan.BatchPlan(
+    source.num_samples, BUCKETS, 12.0, 5, rates, 0.5, (0.9, 1.1)
+  )
+  whole = iterate(source, planned, number=8, workers=workers)
+  for start in rng.integers(1, 8, 1 if workers else 3).tolist():
+    count = int(rng.integers(1, 3 if workers else 5))
+    parts = [
+      iterate(
+        source,
+        planned,
+        start,
+        8 - start,
+        workers=workers,
+        row_multiple=count,
+        process_index=p,
+        process_count=count,
+      )
+      for p in range(count)
+    ]
+    for update, batch in enumerate(whole[start:]):
+      joined = np.concatenate([part[update]["waveform"] for part in parts])
+      rows = len(batch["waveform"])
+      np.testing.assert_array_equal(joined[:rows], batch["waveform"])
+
+
+@pytest.mark.parametrize("batch_seconds", [0.1, 8.0, 400.0])
+def test_clips_come_as_often_as_their_rates(batch_seconds):
+  num_samples = lengths()
+  rates = np.random.default_rng(1).choice([0.25, 1.0, 2.6], len(num_samples))
+  planned = plan.BatchPlan(num_samples, BUCKETS, batch_seconds, 3, rates)
+  assert sum(planned.shares) == pytest.approx(1)
+  cropped = np.minimum(num_samples, BUCKETS[-1])
+  assert planned.seconds_per_update * planned.updates_per_epoch == (
+    pytest.approx((cropped * rates).sum() / 16_000)
+  )
+  epochs = 40
+  often, seen = np.zeros(len(num_samples)), set()
+  for update in range(round(epochs * planned.updates_per_epoch)):
+    batch = planned.batch(update)
+    np.add.at(often, batch.clips, 1)
+    for draw in zip(batch.clips.tolist(), batch.epochs.tolist()):
+      assert draw not in seen
+      seen.add(draw)
+  rows = max(rows for rows, _ in planned.shapes)
+  slack = 2 + rows / 10
+  assert np.abs(often - epochs * rates).max() <= slack
+  # Never again before all others of its rate in the bucket.
+  fits = np.searchsorted(BUCKETS, cropped)
+  for rate in np.unique(rates):
+    for bucket in range(3):
+      group = often[(rates == rate) & (fits == bucket)]
+      assert np.ptp(group) <= math.ceil(rate)
+
+
+def test_speeds_are_drawn_for_clips_and_leave_the_rest_alone():
+  num_samples = lengths(400)
+  plain = plan.BatchPlan(num_samples, BUCKETS, 50.0, 3)
+  fast = plan.BatchPlan(num_samples, BUCKETS, 50.0, 3, None, 0.4, (0.9, 1.1))
+  speeds = []
+  for update in range(200):
+    a, b = plain.batch(update), fast.batch(update)
+    assert same(a[1:3], b[1:3]) and (a.speeds == 1).all()
+    normal = b.speeds == 1
+    np.testing.assert_array_equal(a.starts[normal], b.starts[normal])
+    # What is read lies in the clip, where the clip is long enough.
+    read = np.ceil(b.bucket_length * b.speeds)
+    room = np.maximum(num_samples[b.clips] - read, 0)
+    assert (b.starts <= room).all()
+    speeds += b.speeds.tolist()
+  counts = collections.Counter(speeds)
+  assert {*counts} == {0.9, 1.0, 1.1}
+  assert counts[1.0] / len(speeds) == pytest.approx(0.6, abs=0.02)
+  assert counts[0.9] / len(speeds) == pytest.approx(0.2, abs=0.02)
+
+
+class Sweep:
+  """A clip whose pitch says where it is: 200 Hz, and 100 more a second."""
+
+  ids, num_samples = ["sweep"], np.array([96_000])
+  metadata, skipped, damaged, rates = [{}], [], {}, None
+
+  def read(self, index, start, num_samples):
+    time = np.arange(96_000) / 16_000
+    audio = np.sin(2 * np.pi * (200 * time + 50 * time**2))
+    return np.rint(9_000 * audio).astype(np.int16)[start:][:num_samples]
+
+
+class Frames:
+  """Labels that are the frames of the clip."""
+
+  def read(self, clip, first, count):
+    return np.arange(first, first + count, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
+def test_at_another_speed_audio_and_labels_are_of_the_same_time(speed):
+  planned = plan.BatchPlan([96_000], [32_000], 2.0, 0, None, 1.0, (speed,))
+  rows = planned.batch(3)
+  batch = batches.load_batch(Sweep(), rows, labels=[Frames()])
+  assert batch["length"].tolist() == [32_000]
+  labels = batch["labels"][0, :, 0].astype(int)
+  assert labels[0] == rows.starts[0] // 320
+  # The pitch of each frame, by its zero crossings, over speed: where it is.
+  waveform = batch["waveform"][0].astype(float)
+  for frame in (5, 50, 90):
+    around = waveform[frame * 320 - 1_400 : frame * 320 + 1_800]
+    pitch = (np.diff(np.sign(around)) != 0).sum() / 2 / (3_200 / 16_000)
+    seconds = (pitch / speed - 200) / 100
+    assert (labels[frame] * 320 + 200) / 16_000 == pytest.approx(
+      seconds, abs=0.06
+    )

@@ -249,7 +249,7 @@ def test_hold_out_is_stable_and_by_clip(tmp_path, speech):
     (dict(dir="one"), "train", "--config.data.valid_dir"),
     (dict(dir="one"), "valid", "--config.data.valid_dir"),
     (dict(dir="one", valid_dir="gone"), "valid", "data.valid_dir='gone'"),
-    (dict(dir="one", min_seconds=9.0), "train", "all 1 audio files"),
+    (dict(dir="one", min_seconds=9.0), "train", "all 1 clips"),
   ],
 )
 def test_what_cannot_be_opened_is_one_line_with_the_remedy(

@@ -226,7 +226,11 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     ),
   )
   corpus = str(_key(config, "data.source", ""))
-  if corpus != "embedded":
+  if corpus == "tfds":
+    corpus = str(_key(config, "data.name", ""))
+  elif corpus == "mixture":
+    corpus = str(_key(config, "data.dir", ""))
+  elif corpus != "embedded":
     corpus = Path(str(_key(config, "data.dir", ""))).name
   labels = ""
   if objective == "hubert":

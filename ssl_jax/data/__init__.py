@@ -1,8 +1,10 @@
 """Audio to batches: source -> crop -> bucket -> batch, with numpy and grain."""
 
+import functools
+
 from ml_collections import ConfigDict
 
-from ssl_jax.data import embedded, folder, records, source
+from ssl_jax.data import embedded, folder, mixture, records, source, tfds
 from ssl_jax.data.subset import take_hours
 
 # A new source is one file with an `open_split`, and one line here.
@@ -10,7 +12,11 @@ SOURCES = {
   "embedded": embedded.open_split,
   "folder": folder.open_split,
   "records": records.open_split,
+  "tfds": tfds.open_split,
 }
+SOURCES["mixture"] = functools.partial(
+  mixture.open_split, sources=dict(SOURCES)
+)
 
 
 def open_source(config: ConfigDict, split: str) -> source.Source:

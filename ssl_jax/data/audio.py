@@ -1,6 +1,7 @@
 """Audio files: any part of any file libsndfile reads, as 16 kHz mono int16."""
 
 import contextlib
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ class DamagedAudio(ValueError):
   """A file that cannot be used; the message says why, not which."""
 
 
-def probe(path: str) -> int:
-  """Length of a file in samples at 16 kHz, from its header.
+def probe(path: str | bytes) -> int:
+  """Length of a file (or of its content) in samples at 16 kHz, by its header.
 
   Also decodes a sample near the end where that is cheap, because a download
   cut short keeps the header of the whole.
@@ -40,17 +41,17 @@ def probe(path: str) -> int:
       file.seek(max(0, file.frames - 1 - tail))
       if not len(file.read(1)):
         raise DamagedAudio("ends before the length its header gives")
-    num_samples = _to_16k(file.frames, file.samplerate)
+    num_samples = length_at_16k(file.frames, file.samplerate)
   if not num_samples:
     raise DamagedAudio("no samples")
   return num_samples
 
 
-def read(path: str, start: int, num_samples: int) -> np.ndarray:
+def read(path: str | bytes, start: int, num_samples: int) -> np.ndarray:
   """Decodes `num_samples` samples from sample `start`, both counted at 16 kHz.
 
   Channels are averaged. A part equals the same slice of the whole file to
-  within rounding, at any rate.
+  within rounding, at any rate. `path` may be the content of a file instead.
 
   Returns:
     int16 [S], S <= num_samples: shorter where the file ends.
@@ -60,7 +61,7 @@ def read(path: str, start: int, num_samples: int) -> np.ndarray:
   """
   with _open(path) as file:
     rate = file.samplerate
-    expected = min(num_samples, _to_16k(file.frames, rate) - start)
+    expected = min(num_samples, length_at_16k(file.frames, rate) - start)
     if rate == SAMPLE_RATE:
       audio = _read_native(file, start, num_samples)
     else:
@@ -81,12 +82,38 @@ def read(path: str, start: int, num_samples: int) -> np.ndarray:
     raise DamagedAudio("ends before the length its header gives")
   if not np.isfinite(audio).all():
     raise DamagedAudio("has samples that are not finite numbers")
-  return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+  return _to_int16(audio)
 
 
-def _to_16k(frames: int, rate: int) -> int:
+def convert(samples: np.ndarray, rate: int) -> np.ndarray:
+  """Decoded audio at 16 kHz. Integers [S] or [S, channels] -> int16 [S'].
+
+  Raises:
+    DamagedAudio: samples that 16 bits do not hold.
+  """
+  if samples.min() < -32768 or samples.max() > 32767:
+    raise DamagedAudio("has samples of more than 16 bits")
+  if samples.ndim == 1 and rate == SAMPLE_RATE:
+    return samples.astype(np.int16)
+  audio = samples.reshape(len(samples), -1).mean(axis=1) / 32768
+  return _to_int16(soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ"))
+
+
+def change_speed(audio: np.ndarray, speed: float) -> np.ndarray:
+  """Int16 [S], played `speed` times as fast, pitch and all: [S / speed]."""
+  changed = soxr.resample(
+    audio.astype(np.float32) / 32768, SAMPLE_RATE * speed, SAMPLE_RATE, "HQ"
+  )
+  return _to_int16(changed)
+
+
+def length_at_16k(frames: int, rate: int) -> int:
   """How many samples soxr makes of `frames`: the nearest, halves up."""
   return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
+
+
+def _to_int16(audio: np.ndarray) -> np.ndarray:
+  return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
 
 
 def _read_native(
@@ -105,9 +132,10 @@ def _read_native(
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
   """The file, open; whatever fails inside is a `DamagedAudio`."""
-  name = os.fsencode(path)  # Names need not be UTF-8.
+  content = isinstance(path, bytes)
+  name = io.BytesIO(path) if content else os.fsencode(path)  # Maybe not UTF-8.
   try:
     with soundfile.SoundFile(name) as file:
       if file.frames > 1 << 48:
@@ -115,6 +143,10 @@ def _open(path: str) -> Iterator[soundfile.SoundFile]:
       yield file
   except soundfile.SoundFileError as error:
     reason = getattr(error, "error_string", "").rstrip(".")
-    if os.path.isfile(name) and not os.path.getsize(name):
+    if not path or (not content and _is_empty(name)):
       reason = "empty file"  # Of an empty MP3, libsndfile says "no such file".
     raise DamagedAudio(reason or "cannot be decoded") from error
+
+
+def _is_empty(path: bytes) -> bool:
+  return os.path.isfile(path) and not os.path.getsize(path)

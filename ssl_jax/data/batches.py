@@ -13,8 +13,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from ssl_jax import FRAME_HOP, num_frames
-from ssl_jax.data.audio import DamagedAudio
+from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
+from ssl_jax.data.audio import DamagedAudio, change_speed
 from ssl_jax.data.labels import NO_LABEL, LabelSet
 from ssl_jax.data.plan import BatchPlan, Rows
 from ssl_jax.data.source import Source
@@ -129,18 +129,28 @@ def _load(
     if clip < 0:
       continue
     start = int(rows.starts[mine][row])
+    speed = float(rows.speeds[mine][row])
     try:
-      audio = source.read(clip, start, rows.bucket_length)
+      audio = source.read(clip, start, math.ceil(rows.bucket_length * speed))
     except DamagedAudio as damage:
       damaged.append((source.ids[clip], str(damage)))
       continue
+    first, available = start // FRAME_HOP, num_frames(len(audio))
+    if speed != 1:
+      audio = change_speed(audio, speed)[: rows.bucket_length]
     batch["waveform"][row, : len(audio)] = audio
     batch["length"][row] = len(audio)
     batch["record"][row] = clip
-    # Crops start on frames, so theirs are the clip's.
-    first, count = start // FRAME_HOP, num_frames(len(audio))
+    # Crops start on frames, so theirs are the clip's; at another speed, those
+    # nearest to where their centres were.
+    count = num_frames(len(audio))
+    middle = FRAME_WINDOW / 2  # In samples of the frame.
+    centres = np.arange(count) * FRAME_HOP + middle
+    frames = np.rint((centres * speed - middle) / FRAME_HOP).astype(np.int64)
+    frames = np.clip(frames, 0, available - 1)
     for i, label_set in enumerate(labels):
-      batch["labels"][row, :count, i] = label_set.read(clip, first, count)
+      stored = label_set.read(clip, first, available)
+      batch["labels"][row, :count, i] = stored[frames]
   return batch, damaged
 
 

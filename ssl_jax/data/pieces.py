@@ -61,4 +61,4 @@ class Pieces:
     batch = np.full((3, rows), [[-1], [0], [0]], np.int64)
     batch[0, : len(pieces)] = self._clips[pieces]
     batch[2, : len(pieces)] = self._starts[pieces]
-    return Rows(length, *batch)
+    return Rows(length, *batch, np.ones(rows))

@@ -7,6 +7,7 @@ continues from any update.
 import bisect
 import fractions
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from ssl_jax import FRAME_HOP, SAMPLE_RATE
 
 # What a random draw is for; the numbers are part of every run's identity.
-_ORDER, _SCHEDULE, _CROP = 1, 2, 3
+_ORDER, _SCHEDULE, _CROP, _STREAM, _SPEED = 1, 2, 3, 4, 5
 
 _VALID_SEED = 0  # Validation crops are the same in every run.
 
@@ -28,22 +29,44 @@ class Rows(NamedTuple):
     clips: int64 [B] index in the source, -1 for an empty row.
     epochs: int64 [B] how often the clip was drawn before.
     starts: int64 [B] first sample of the crop, a multiple of FRAME_HOP.
+    speeds: float64 [B] of the clip over that of its recording.
   """
 
   bucket_length: int
   clips: np.ndarray
   epochs: np.ndarray
   starts: np.ndarray
+  speeds: np.ndarray
+
+
+class _Stream(NamedTuple):
+  """Clips that an epoch draws equally often, over and over in one order."""
+
+  clips: np.ndarray  # int64 [N_c]
+  per_epoch: fractions.Fraction  # Clips.
+
+  def drawn_before(self, epoch: int) -> int:
+    """How many clips epochs before this one draw."""
+    return math.floor(epoch * self.per_epoch)
 
 
 class _Bucket(NamedTuple):
   length: int  # Samples.
-  clips: np.ndarray  # int64 [N_k]
+  streams: list[_Stream]
   rows: int  # A batch.
+
+  @property
+  def per_epoch(self) -> fractions.Fraction:
+    """Batches of an epoch."""
+    return sum(stream.per_epoch for stream in self.streams) / self.rows
+
+  def drawn_before(self, epoch: int) -> int:
+    """How many clips epochs before this one draw."""
+    return sum(stream.drawn_before(epoch) for stream in self.streams)
 
   def batches_before(self, epoch: int) -> int:
     """How many batches begin in epochs before this one of the bucket."""
-    return -(-epoch * len(self.clips) // self.rows)
+    return -(-self.drawn_before(epoch) // self.rows)
 
 
 class BatchPlan:
@@ -54,6 +77,10 @@ class BatchPlan:
   cut into batches of a fixed number of rows: in each epoch of a bucket every
   clip comes once, and a batch may reach into the next epoch. The batches that
   begin in epoch e of any bucket form block e of updates, in random order.
+
+  Where clips have rates, a clip of rate r comes r times an epoch on average:
+  clips of the same rate form a stream that is gone through again and again,
+  and an epoch of the bucket takes the next r N of each.
   """
 
   def __init__(
@@ -62,6 +89,9 @@ class BatchPlan:
     bucket_lengths: Sequence[int],
     batch_seconds: float,
     seed: int,
+    rates: np.ndarray | None = None,
+    speed_prob: float = 0.0,
+    speeds: Sequence[float] = (),
   ):
     """Plans batches of about `batch_seconds` of real audio in every bucket.
 
@@ -70,20 +100,24 @@ class BatchPlan:
       bucket_lengths: ascending, in samples.
       batch_seconds: audio per update, over all devices.
       seed: 0 or above.
+      rates: [N] how often an epoch draws each clip, above 0; None: once each.
+      speed_prob: share of the clips whose speed is one of ...
+      speeds: ... these, above 0.
 
     Raises:
       ValueError: no clips, or one without samples.
     """
     self._num_samples = np.asarray(num_samples, np.int64)
     self._seed = seed
+    self._speed_prob, self._speeds = speed_prob, speeds
+    if rates is None:
+      rates = np.ones(len(self._num_samples))
     self._buckets = _fill_buckets(
-      self._num_samples, bucket_lengths, batch_seconds
+      self._num_samples, bucket_lengths, batch_seconds, rates, seed
     )
-    self._cropped = np.minimum(self._num_samples, bucket_lengths[-1])
-    self._exact_updates_per_epoch = sum(
-      fractions.Fraction(len(bucket.clips), bucket.rows)
-      for bucket in self._buckets
-    )
+    cropped = np.minimum(self._num_samples, bucket_lengths[-1])
+    self._seconds_per_epoch = float((cropped * rates).sum() / SAMPLE_RATE)
+    self._exact_updates_per_epoch = sum(b.per_epoch for b in self._buckets)
 
   @property
   def shapes(self) -> list[tuple[int, int]]:
@@ -94,26 +128,25 @@ class BatchPlan:
   def shares(self) -> list[float]:
     """Share of the updates that draw from each bucket, as in `shapes`."""
     return [
-      len(bucket.clips) / bucket.rows / self.updates_per_epoch
+      float(bucket.per_epoch) / self.updates_per_epoch
       for bucket in self._buckets
     ]
 
   @property
   def updates_per_epoch(self) -> float:
-    """Updates that draw every clip once."""
+    """Updates that draw every clip once, or at its rate."""
     return float(self._exact_updates_per_epoch)
 
   @property
   def seconds_per_update(self) -> float:
     """Real audio per update, on average, in seconds."""
-    seconds = self._cropped.sum() / SAMPLE_RATE
-    return float(seconds) / self.updates_per_epoch
+    return self._seconds_per_epoch / self.updates_per_epoch
 
   @property
   def fill(self) -> float:
     """Share of the padded samples that is real audio."""
-    padded = sum(bucket.length * len(bucket.clips) for bucket in self._buckets)
-    return float(self._cropped.sum() / padded)
+    padded = sum(b.length * b.rows * float(b.per_epoch) for b in self._buckets)
+    return self._seconds_per_epoch / (padded / SAMPLE_RATE)
 
   @property
   def hours(self) -> float:
@@ -140,13 +173,14 @@ class BatchPlan:
 
   def _block(self, update: int) -> int:
     """The last block that begins at or before `update`."""
-    # Block e begins at the sum of ceil(e N_k / b_k) over K buckets: between
-    # e R and e R + K, for R updates an epoch. That bounds e, and bisection
-    # over the exact sums finds it.
+    # Block e begins at the sum over K buckets of ceil(floor(e N_k) / b_k), a
+    # floor for each of S streams: between e R - S and e R + K, for R updates an
+    # epoch. That bounds e, and bisection over the exact sums finds it.
     per_epoch = self._exact_updates_per_epoch
+    num_streams = sum(len(bucket.streams) for bucket in self._buckets)
     low = max(0, (update + 1 - len(self._buckets)) // per_epoch)
     begun = bisect.bisect_right(
-      range(low, update // per_epoch + 1),
+      range(low, (update + num_streams) // per_epoch + 1),
       update,
       key=lambda epoch: sum(b.batches_before(epoch) for b in self._buckets),
     )
@@ -154,19 +188,28 @@ class BatchPlan:
 
   def _rows(self, bucket: _Bucket, batch: int) -> Rows:
     """Batch number `batch` of a bucket's stream."""
-    positions = batch * bucket.rows + np.arange(bucket.rows)
-    epochs, offsets = np.divmod(positions, len(bucket.clips))
-    clips = np.empty(bucket.rows, np.int64)
-    for epoch in np.unique(epochs).tolist():
-      order = _permutation(
-        self._seed, _ORDER, epoch, bucket.length, len(bucket.clips)
-      )
-      here = epochs == epoch
-      clips[here] = bucket.clips[order[offsets[here]]]
-    starts = _crop_starts(
-      self._seed, epochs, clips, self._num_samples[clips] - bucket.length
+    first, end = batch * bucket.rows, (batch + 1) * bucket.rows
+    # No later than the epoch of the first row, and hardly earlier.
+    epoch = math.floor(first / bucket.per_epoch / bucket.rows)
+    drawn = []
+    while (before := bucket.drawn_before(epoch)) < end:
+      after = bucket.drawn_before(epoch + 1)
+      if after > first:
+        size = after - before
+        order = _permutation(self._seed, _ORDER, epoch, bucket.length, size)
+        mine = order[max(0, first - before) : end - before]
+        drawn.append(_draw(bucket, epoch, mine))
+      epoch += 1
+    clips, epochs = np.concatenate(drawn, axis=1)
+    speeds = _draw_speeds(
+      self._seed, epochs, clips, self._speed_prob, self._speeds
     )
-    return Rows(bucket.length, clips, epochs, starts)
+    # What a row is read from is longer the faster it is played.
+    read = np.ceil(bucket.length * speeds).astype(np.int64)
+    starts = _crop_starts(
+      self._seed, epochs, clips, self._num_samples[clips] - read
+    )
+    return Rows(bucket.length, clips, epochs, starts, speeds)
 
 
 def valid_batches(
@@ -179,9 +222,11 @@ def valid_batches(
   """
   num_samples = np.asarray(num_samples, np.int64)
   batches = []
-  for length, clips, rows in _fill_buckets(
-    num_samples, bucket_lengths, batch_seconds
+  rates = np.ones(len(num_samples))
+  for length, streams, rows in _fill_buckets(
+    num_samples, bucket_lengths, batch_seconds, rates, _VALID_SEED
   ):
+    (clips, _), *_ = streams
     for first in range(0, len(clips), rows):
       some = clips[first : first + rows]
       batch = np.full((3, rows), [[-1], [0], [0]], np.int64)
@@ -189,12 +234,16 @@ def valid_batches(
       batch[2, : len(some)] = _crop_starts(
         _VALID_SEED, batch[1], some, num_samples[some] - length
       )
-      batches.append(Rows(length, *batch))
+      batches.append(Rows(length, *batch, np.ones(rows)))
   return batches
 
 
 def _fill_buckets(
-  num_samples: np.ndarray, bucket_lengths: Sequence[int], batch_seconds: float
+  num_samples: np.ndarray,
+  bucket_lengths: Sequence[int],
+  batch_seconds: float,
+  rates: np.ndarray,
+  seed: int,
 ) -> list[_Bucket]:
   """The buckets that have clips, each with its rows a batch."""
   if not len(num_samples) or num_samples.min() < 1:
@@ -205,10 +254,38 @@ def _fill_buckets(
   for index, length in enumerate(bucket_lengths):
     clips = np.flatnonzero(shortest == index)
     if len(clips):
-      seconds = cropped[clips].mean() / SAMPLE_RATE
+      seconds = np.average(cropped[clips], weights=rates[clips]) / SAMPLE_RATE
       rows = max(1, round(batch_seconds / seconds))
-      buckets.append(_Bucket(length, clips, rows))
+      streams = [
+        _stream(clips[rates[clips] == rate], float(rate), length, seed)
+        for rate in np.unique(rates[clips])
+      ]
+      buckets.append(_Bucket(length, streams, rows))
   return buckets
+
+
+def _stream(clips: np.ndarray, rate: float, length: int, seed: int) -> _Stream:
+  if rate != 1:  # Else neighbours in the source would come in the same epoch.
+    clips = clips[_permutation(seed, _STREAM, 0, length, len(clips))]
+  # Exact, and of few digits, so that sums over epochs stay cheap.
+  exact = fractions.Fraction(rate).limit_denominator(10**6)
+  return _Stream(clips, len(clips) * exact)
+
+
+def _draw(bucket: _Bucket, epoch: int, places: np.ndarray) -> np.ndarray:
+  """Clips at places of an epoch, and how often each came before. [2, B]."""
+  drawn = np.empty((2, len(places)), np.int64)
+  begin = 0
+  for stream in bucket.streams:
+    clips = stream.clips
+    first, end = stream.drawn_before(epoch), stream.drawn_before(epoch + 1)
+    here = (places >= begin) & (places < begin + end - first)
+    often, offset = np.divmod(
+      places[here] + np.int64(first - begin), len(clips)
+    )
+    drawn[:, here] = clips[offset], often
+    begin += end - first
+  return drawn
 
 
 def _random(*entropy: int) -> np.random.Philox:
@@ -228,6 +305,23 @@ def _permutation(
   order = np.argsort(bits, kind="stable").astype(np.int32)
   order.flags.writeable = False
   return order
+
+
+def _draw_speeds(
+  seed: int,
+  epochs: np.ndarray,
+  clips: np.ndarray,
+  prob: float,
+  speeds: Sequence[float],
+) -> np.ndarray:
+  """Float64 [B], each a function of (seed, epoch, clip)."""
+  drawn = np.ones(len(clips))
+  if prob and speeds:
+    for row, (epoch, clip) in enumerate(zip(epochs.tolist(), clips.tolist())):
+      draw = _random(seed, _SPEED, epoch, clip).random_raw(2)
+      if draw[0] < prob * 2.0**64:
+        drawn[row] = speeds[int(draw[1]) % len(speeds)]
+  return drawn
 
 
 def _crop_starts(

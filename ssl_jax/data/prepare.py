@@ -276,8 +276,8 @@ def _finish(
       facts["samples"] += clip["num_samples"]
       speakers.add(clip.get("speaker"))
       ids.add(clip["id"])
-    text = (folder / "shards" / f"{shard:05}.skipped").read_text("utf-8")
-    skipped = skipped + [json.loads(line) for line in text.splitlines()]
+    lines = (folder / "shards" / f"{shard:05}.skipped").read_bytes()
+    skipped = skipped + [json.loads(line) for line in lines.splitlines()]
   if len(ids) < facts["clips"]:
     raise UserError(f"{facts['clips'] - len(ids)} records share an id")
   if not facts["clips"]:

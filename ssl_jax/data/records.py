@@ -11,22 +11,19 @@ A prepared corpus is a folder:
 """
 
 import json
-import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import (
-  ArrayRecordReader,
-  ArrayRecordWriter,
-)
+from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data import source
 from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
@@ -36,14 +33,11 @@ _OPTIONS = "group_size:1,uncompressed"  # Any clip is one short read.
 
 
 class Records:
-  """A `Source` of prepared clips; see `source.Source`.
-
-  Threads share it, and processes: it is pickled without its open files.
-  """
+  """A `Source` of prepared clips; see `source.Source`."""
 
   def __init__(
     self,
-    folder: Path,
+    files: Shards,
     clips: list[dict[str, Any]],
     shards: np.ndarray,
     places: np.ndarray,
@@ -51,22 +45,19 @@ class Records:
     """Of some clips of a folder.
 
     Args:
-      folder: of the corpus.
+      files: of the corpus.
       clips: [N] lines of the shards' JSON.
       shards: int [N], the shard of each clip.
       places: int [N], where it is in it.
     """
-    self._folder, self._clips = folder, clips
+    self._files, self._clips = files, clips
     self._shards, self._places = shards, places
-    self._readers: dict[int, ArrayRecordReader] = {}
     self.ids = [clip["id"] for clip in clips]
     self.num_samples = np.array([c["num_samples"] for c in clips], np.int64)
     self.metadata = clips
     self.skipped: list[tuple[str, str]] = []
     self.damaged: dict[str, str] = {}
-
-  def __reduce__(self):
-    return Records, (self._folder, self._clips, self._shards, self._places)
+    self.rates = None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """See `Source.read`."""
@@ -77,7 +68,7 @@ class Records:
     """See `Source.select`."""
     kept = np.fromiter(indices, np.int64)
     clips = [self._clips[i] for i in kept]
-    return Records(self._folder, clips, self._shards[kept], self._places[kept])
+    return Records(self._files, clips, self._shards[kept], self._places[kept])
 
   def verify(self, index: int) -> None:
     """Reads a clip whole.
@@ -90,16 +81,7 @@ class Records:
 
   def _record(self, index: int) -> np.ndarray:
     shard = int(self._shards[index])
-    try:
-      if shard not in self._readers:
-        path = str(_shard(self._folder, shard, "records"))
-        self._readers[shard] = ArrayRecordReader(path)
-      (data,) = self._readers[shard].read([int(self._places[index])])
-    except (RuntimeError, IndexError, ValueError) as error:
-      said = " ".join(str(error).split())[:120]
-      raise DamagedAudio(
-        f"cannot be read from shard {shard} ({said})"
-      ) from error
+    data = self._files.read(shard, int(self._places[index]))
     audio = np.frombuffer(data, "<i2")
     if len(audio) != self.num_samples[index]:
       raise DamagedAudio(f"has {len(audio)} samples in shard {shard}")
@@ -122,20 +104,17 @@ def open_split(config: ConfigDict, split: str) -> Records:
   key = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   name = f"--config.data.{key}={config[key]!r}"
   records = open_records(name, Path(config[key]).expanduser())
-  long = np.flatnonzero(records.num_samples >= config.min_seconds * SAMPLE_RATE)
-  if not len(long):
-    raise UserError(
-      f"{name}: all {len(records.ids)} clips are shorter than "
-      f"data.min_seconds={config.min_seconds}"
-    )
-  if short := len(records.ids) - len(long):
-    logging.getLogger("ssl_jax").warning(
-      "%s: skipped %d of %d clips shorter than data.min_seconds=%g",
-      name,
-      short,
-      len(records.ids),
-      config.min_seconds,
-    )
+  seconds = records.num_samples / SAMPLE_RATE
+  long = np.flatnonzero(seconds >= config.min_seconds)
+  source.report_skipped(
+    name,
+    len(long),
+    [
+      (clip, f"{length:.3f} s < data.min_seconds={config.min_seconds}")
+      for clip, length in zip(records.ids, seconds)
+      if length < config.min_seconds
+    ],
+  )
   records = records.select(long)
   if config.valid_dir:
     return records
@@ -170,7 +149,8 @@ def open_records(name: str, folder: Path) -> Records:
       f"{name} is damaged ({error}): copy it again, or prepare it anew in "
       "another folder"
     ) from error
-  return Records(folder, clips, np.array(shards), np.array(places))
+  paths = [str(_shard(folder, i, "records")) for i in range(header["shards"])]
+  return Records(Shards(paths), clips, np.array(shards), np.array(places))
 
 
 def read_header(name: str, folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Source(Protocol):
       `language` ...; {} if nothing is.
     skipped: (id, reason) of what was found and left out when opening.
     damaged: id -> reason of clips that failed when read, as they are met.
+    rates: [N] how often, on average, an epoch draws each clip; None: once.
   """
 
   ids: list[str]
@@ -33,6 +34,7 @@ class Source(Protocol):
   metadata: list[dict[str, Any]]
   skipped: list[tuple[str, str]]
   damaged: dict[str, str]
+  rates: np.ndarray | None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """Int16 [<=num_samples] of clip `index`, from sample `start`.
@@ -55,6 +57,7 @@ class AudioFiles:
   metadata: list[dict[str, Any]]
   skipped: list[tuple[str, str]]
   damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+  rates: None = None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """See `Source.read`."""
@@ -102,21 +105,7 @@ def keep_usable(
       skipped.append((ids[i], f"{seconds} < data.min_seconds={min_seconds}"))
     else:
       kept.append(i)
-  if not kept:
-    raise UserError(
-      f"{name}: all {len(ids)} audio files were skipped, the first being "
-      f"{skipped[0][0]!r} ({skipped[0][1]}); "
-      "lower --config.data.min_seconds or give other files"
-    )
-  if skipped:
-    logging.getLogger("ssl_jax").warning(
-      "%s: skipped %d of %d audio files: %s%s",
-      name,
-      len(skipped),
-      len(ids),
-      ", ".join(f"{clip!r} ({reason})" for clip, reason in skipped[:_NAMED]),
-      ", ..." if len(skipped) > _NAMED else "",
-    )
+  report_skipped(name, len(kept), skipped)
   return AudioFiles(
     ids=[ids[i] for i in kept],
     paths=[paths[i] for i in kept],
@@ -124,6 +113,37 @@ def keep_usable(
     metadata=[metadata[i] for i in kept],
     skipped=skipped,
   )
+
+
+def report_skipped(
+  name: str, num_kept: int, skipped: Sequence[tuple[str, str]]
+) -> None:
+  """Warns once of the clips that cannot be used.
+
+  Args:
+    name: the source, as the user gave it.
+    num_kept: clips that can.
+    skipped: (id, reason).
+
+  Raises:
+    UserError: nothing is left.
+  """
+  total = num_kept + len(skipped)
+  if not num_kept:
+    clip, reason = skipped[0] if skipped else ("", "it is empty")
+    raise UserError(
+      f"{name}: all {total} clips were skipped, the first being {clip!r} "
+      f"({reason}); lower --config.data.min_seconds or give others"
+    )
+  if skipped:
+    logging.getLogger("ssl_jax").warning(
+      "%s: skipped %d of %d clips: %s%s",
+      name,
+      len(skipped),
+      total,
+      ", ".join(f"{clip!r} ({reason})" for clip, reason in skipped[:_NAMED]),
+      ", ..." if len(skipped) > _NAMED else "",
+    )
 
 
 def hold_out(

@@ -2,7 +2,8 @@
 
 Chen et al. 2022 (WavLM, section III-B): another clip, or noise, is mixed into a
 part of a clip. Noise is Gaussian, coloured at random; rooms are exponentially
-decaying noise (Polack's model), convolved by FFT.
+decaying noise (Polack's model), convolved by FFT. Kharitonov et al. 2021
+(WavAugment): a span falls silent, a band is filtered out.
 """
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 
-_PURPOSES = ("mix", "noise", "reverb", "gain")
+_PURPOSES = ("mix", "noise", "reverb", "gain", "drop", "band")
 
 
 def augment(
@@ -45,6 +46,17 @@ def augment(
     waveform = _add(
       waveform, noise, length, keys["noise"], config.noise_prob, snr
     )
+  if config.band_prob:
+    without = jax.vmap(_without_band, (0, 0, None))
+    altered = without(waveform, keys["band"], config.band_hz)
+    where = _chosen(keys["band"], config.band_prob)
+    waveform = jnp.where(where[:, None], altered, waveform)
+  if config.drop_prob:
+    span = jax.vmap(_span, (None, 0, 0, None))
+    most = config.drop_seconds * SAMPLE_RATE
+    silent = span(waveform.shape[1], length, keys["drop"], most)
+    where = _chosen(keys["drop"], config.drop_prob)
+    waveform = jnp.where(silent & where[:, None], 0, waveform)
   if config.gain_db:
     draw = jax.vmap(lambda k: jax.random.uniform(k, (), minval=-1.0))
     gain = 10 ** (config.gain_db / 20 * draw(keys["gain"]))
@@ -82,20 +94,28 @@ def _add(
   snr_db: tuple[float, float],
 ) -> jax.Array:
   """Mixes into a part, at most half, of the clips that are chosen."""
-  time = jnp.arange(waveform.shape[1])
 
   def one(
     row: jax.Array, other: jax.Array, length: jax.Array, key: jax.Array
   ) -> jax.Array:
-    share, place, level = jax.random.uniform(jax.random.fold_in(key, 1), (3,))
-    size = jnp.ceil(share * length / 2)
-    start = jnp.floor(place * (length - size))
-    where = (time >= start) & (time < start + size)
+    where = _span(row.size, length, key, length / 2)
     low, high = snr_db
+    level = jax.random.uniform(jax.random.fold_in(key, 7))
     return mix_at(row, other, where, low + (high - low) * level)
 
   mixed = jax.vmap(one)(waveform, other, length, keys)
   return jnp.where(_chosen(keys, prob)[:, None], mixed, waveform)
+
+
+def _span(
+  size: int, length: jax.Array, key: jax.Array, most: jax.Array | float
+) -> jax.Array:
+  """Where a random part of a clip is, of up to `most` samples. Bool [size]."""
+  share, place = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+  count = jnp.minimum(jnp.ceil(share * most), length)
+  start = jnp.floor(place * (length - count))
+  time = jnp.arange(size)
+  return (time >= start) & (time < start + count)
 
 
 def _chosen(keys: jax.Array, prob: float) -> jax.Array:
@@ -143,6 +163,19 @@ def _reverberate(
   room = tail * 10 ** (-draws[1] / 2)
   room = room.at[0].set(1.0) / jnp.sqrt(1 + jnp.square(room).sum())
   return convolve(waveform, room)
+
+
+def _without_band(
+  waveform: jax.Array, key: jax.Array, most_hz: float
+) -> jax.Array:
+  """Leaves out a random band of [S], of up to `most_hz`."""
+  share, place = jax.random.uniform(jax.random.fold_in(key, 8), (2,))
+  width = share * most_hz
+  low = place * (SAMPLE_RATE / 2 - width)
+  spectrum = jnp.fft.rfft(waveform)
+  frequency = jnp.arange(spectrum.size) * SAMPLE_RATE / waveform.size
+  inside = (frequency >= low) & (frequency < low + width)
+  return jnp.fft.irfft(jnp.where(inside, 0, spectrum), waveform.size)
 
 
 def convolve(waveform: jax.Array, response: jax.Array) -> jax.Array:

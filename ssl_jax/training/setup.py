@@ -59,7 +59,13 @@ def set_up(config: ConfigDict) -> Setup:
   valid_labels = _open_labels(config, "valid", valid_source)
   buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
   plan = BatchPlan(
-    train_source.num_samples, buckets, config.batch.seconds, config.seed
+    train_source.num_samples,
+    buckets,
+    config.batch.seconds,
+    config.seed,
+    train_source.rates,
+    config.augment.speed_prob,
+    config.augment.speeds,
   )
   valid_plan = valid_batches(
     valid_source.num_samples, buckets, config.eval.batch_seconds

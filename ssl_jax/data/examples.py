@@ -1,0 +1,159 @@
+"""tf.train.Example messages: their audio, and what is known of it."""
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from ssl_jax.data import audio
+from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.data.shards import Shards
+from ssl_jax.files import write_atomically
+
+# What is kept of an example, under the names that datasets have for it.
+_METADATA = {
+  "id": ("id",),
+  "speaker": ("speaker_id", "client_id", "speaker"),
+  "text": ("text", "text_normalized", "sentence", "transcription"),
+  "language": ("language", "locale", "lang_id"),
+  "label": ("label",),
+}
+
+
+class Feature(NamedTuple):
+  """Where the audio of an example is.
+
+  Attributes:
+    name: of the feature.
+    rate: in Hz.
+    channels: of its samples, one after the other.
+    lazy: whether it is a file's content, to be decoded.
+    labels: the names of the classes of other features.
+    speaker: of which feature a speaker is the value, if not as usual.
+  """
+
+  name: str
+  rate: int
+  channels: int
+  lazy: bool
+  labels: dict[str, list[str]]
+  speaker: str
+
+
+def read(
+  record: bytes, feature: Feature, start: int, num_samples: int
+) -> np.ndarray:
+  """Int16 [<=num_samples] at 16 kHz of a serialized example's audio.
+
+  Raises:
+    DamagedAudio: it has none, or none that can be used.
+  """
+  example = _parse(record)
+  if feature.lazy:
+    return audio.read(_content(example, feature), start, num_samples)
+  samples = audio.convert(_samples(example, feature), feature.rate)
+  return samples[start : start + num_samples]
+
+
+def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
+  """What is known of each example of each file: num_samples, or why damaged.
+
+  Files are read once, in as many processes as there are cores; what was found
+  is kept in ~/.cache/ssl_jax.
+  """
+  kept = [_index_path(file, feature) for file in files]
+  todo = [i for i, path in enumerate(kept) if not path.exists()]
+  if todo:
+    with (
+      concurrent.futures.ProcessPoolExecutor(
+        min(len(todo), os.cpu_count() or 1),
+        multiprocessing.get_context("spawn"),
+      ) as pool,
+      tqdm(total=len(todo), desc="indexing", unit="file", disable=None) as bar,
+    ):
+      waiting = [pool.submit(_index, files[i], feature, kept[i]) for i in todo]
+      for done in concurrent.futures.as_completed(waiting):
+        done.result()
+        bar.update()
+  return [
+    list(map(json.loads, path.read_text("utf-8").splitlines())) for path in kept
+  ]
+
+
+def _index_path(file: str, feature: Feature) -> Path:
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  status = os.stat(file)
+  identity = os.path.realpath(file), status.st_size, status.st_mtime_ns, feature
+  digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+  return cache / "ssl_jax" / "tfds" / f"{digest}.jsonl"
+
+
+def _index(file: str, feature: Feature, path: Path) -> None:
+  """Reads a file of records, and writes a line for each."""
+  shards = Shards([file])
+  lines = []
+  for place in range(shards.count(0)):
+    try:
+      facts = _facts(_parse(shards.read(0, place)), feature)
+    except DamagedAudio as damage:
+      facts = {"damaged": str(damage)}
+    lines.append(json.dumps(facts) + "\n")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_atomically(path, "".join(lines))
+
+
+def _facts(example: Mapping[str, Any], feature: Feature) -> dict[str, Any]:
+  facts: dict[str, Any] = {}
+  for key, names in _METADATA.items():
+    if key == "speaker" and feature.speaker:
+      names = (feature.speaker,)
+    for name in names:
+      if name in example:
+        value = example[name]
+        number = value.int64_list.value
+        if number and name in feature.labels:
+          facts[key] = feature.labels[name][number[0]]
+        elif number:
+          facts[key] = number[0]
+        elif value.bytes_list.value:
+          facts[key] = value.bytes_list.value[0].decode("utf-8", "replace")
+        break
+  if feature.lazy:
+    facts["num_samples"] = audio.probe(_content(example, feature))
+  else:
+    count = len(_samples(example, feature))
+    facts["num_samples"] = audio.length_at_16k(count, feature.rate)
+  return facts
+
+
+def _parse(record: bytes) -> Mapping[str, Any]:
+  try:
+    return tf_example_pb2.Example.FromString(record).features.feature
+  except DecodeError as error:
+    raise DamagedAudio("is no tf.train.Example") from error
+
+
+def _content(example: Mapping[str, Any], feature: Feature) -> bytes:
+  value = example[feature.name].bytes_list.value
+  if len(value) != 1:
+    raise DamagedAudio(f"has no file in {feature.name!r}")
+  return value[0]
+
+
+def _samples(example: Mapping[str, Any], feature: Feature) -> np.ndarray:
+  """Int64 [S], or [S, channels] of more than one."""
+  samples = np.array(example[feature.name].int64_list.value, np.int64)
+  if not samples.size or samples.size % feature.channels:
+    raise DamagedAudio(f"has {samples.size} samples in {feature.name!r}")
+  if feature.channels == 1:
+    return samples
+  return samples.reshape(-1, feature.channels)

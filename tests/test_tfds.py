@@ -1,0 +1,284 @@
+"""Datasets of TFDS, written by it and read without TensorFlow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.proto import feature_pb2
+
+from ssl_jax import config as config_lib
+from ssl_jax import data
+from ssl_jax.data import examples
+from ssl_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "ssl_jax" / "data" / "corpus"
+LINES = [json.loads(line) for line in (CORPUS / "metadata.jsonl").open("rb")]
+PARTS = {
+  "train_clean100": LINES[:9],
+  "train_other500": LINES[40:46],
+  "dev_clean": LINES[100:104],
+}
+
+
+class _Audio(tfds.features.Tensor):
+  """As TFDS' own stores and describes itself; that one needs TensorFlow."""
+
+  def __init__(self, rate, lazy, shape=(None,)):
+    super().__init__(
+      shape=() if lazy else shape, dtype=np.str_ if lazy else np.int16
+    )
+    self._facts = feature_pb2.AudioFeature(
+      shape={"dimensions": [-1 if d is None else d for d in shape]},
+      dtype="int16",
+      file_format="flac",
+      sample_rate=rate,
+      encoding="NONE",
+      lazy_decode=lazy,
+    )
+
+  def to_json_content(self):
+    return self._facts
+
+
+def write(folder, name, features, parts, config="default"):
+  """A dataset of the examples of {split: {id: example}}."""
+
+  def generate(self, some):
+    yield from some.items()
+
+  builder = type(
+    name,
+    (tfds.core.GeneratorBasedBuilder,),
+    {
+      "__module__": __name__,
+      "name": name.lower(),
+      "VERSION": tfds.core.Version("2.1.1"),
+      "BUILDER_CONFIGS": [tfds.core.BuilderConfig(name=config)],
+      "_info": lambda self: tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(features)
+      ),
+      "_split_generators": lambda self, _: {
+        key: self._generate_examples(value) for key, value in parts.items()
+      },
+      "_generate_examples": generate,
+      # Else the names would be taken, for all tests to come.
+      "__init_subclass__": classmethod(lambda cls, **_: None),
+    },
+    skip_registration=True,
+  )(data_dir=folder, file_format="array_record")
+  builder.download_and_prepare()
+
+
+def example(line, lazy=False):
+  path = CORPUS / line["file"]
+  samples, _ = soundfile.read(path, dtype="int16")
+  return {
+    "speech": path.read_bytes() if lazy else samples,
+    "text": line["text"] or "",
+    "speaker_id": int(line["speaker"].encode().hex()[:8], 16),
+    "chapter_id": 1,
+    "id": line["file"],
+  }
+
+
+def librispeech(folder, lazy):
+  """The features, splits and names of TFDS' librispeech."""
+  write(
+    folder,
+    "Librispeech",
+    {
+      "speech": _Audio(16_000, lazy),
+      "text": tfds.features.Text(),
+      "speaker_id": np.int64,
+      "chapter_id": np.int64,
+      "id": np.str_,
+    },
+    {
+      split: {line["file"]: example(line, lazy) for line in lines}
+      for split, lines in PARTS.items()
+    },
+    "lazy_decode" if lazy else "default",
+  )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tfds")
+  librispeech(folder, lazy=False)
+  librispeech(folder, lazy=True)
+  return folder
+
+
+def settings(root, name="librispeech", **changes):
+  config = config_lib.base().data
+  config.source, config.name, config.dir = "tfds", name, str(root)
+  config.min_seconds = 0.1
+  config.update(changes)
+  return config
+
+
+@pytest.mark.parametrize("name", ["librispeech", "librispeech/lazy_decode"])
+def test_every_clip_comes_back_sample_for_sample(root, name):
+  for split, parts in (
+    ("train", ("train_clean100", "train_other500")),
+    ("valid", ("dev_clean",)),
+  ):
+    source = data.open_source(settings(root, name), split)
+    lines = {line["file"]: line for part in parts for line in PARTS[part]}
+    assert sorted(source.ids) == sorted(lines)
+    for i, clip in enumerate(source.ids):
+      expected, _ = soundfile.read(CORPUS / clip, dtype="int16")
+      assert source.num_samples[i] == len(expected)
+      np.testing.assert_array_equal(source.read(i, 0, 1 << 40), expected)
+      np.testing.assert_array_equal(source.read(i, 99, 50), expected[99:149])
+      assert source.metadata[i]["text"] == (lines[clip]["text"] or "")
+      assert source.metadata[i]["speaker"] == example(lines[clip])["speaker_id"]
+
+
+def test_tensorflow_is_not_needed(root):
+  code = (
+    "import sys; from ssl_jax import data, config; c = config.base().data; "
+    f"c.source, c.name, c.dir = 'tfds', 'librispeech', {str(root)!r}; "
+    "c.min_seconds = .1; s = data.open_source(c, 'train'); s.read(0, 0, 9); "
+    "print(len(s.ids), 'tensorflow' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == ["15", "False"]
+
+
+def test_splits_are_as_tfds_writes_them(root):
+  part = settings(root, train_split="train_clean100[:3]+dev_clean[50%:]")
+  assert len(data.open_source(part, "train").ids) == 3 + 2
+  part = settings(root, valid_split="train_other500")
+  assert len(data.open_source(part, "valid").ids) == 6
+  folder = root / "librispeech" / "default" / "2.1.1"
+  assert len(data.open_source(settings("", str(folder)), "train").ids) == 15
+  part = settings(root, "librispeech:2.1.1", hours=0.001)
+  assert 0 < len(data.open_source(part, "train").ids) < 15
+
+
+def test_files_are_indexed_once(root, cache, monkeypatch):
+  data.open_source(settings(root), "train")
+  before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")}
+  monkeypatch.setattr(examples, "_index", None)
+  data.open_source(settings(root), "train")
+  assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")} == before
+
+
+def test_other_rates_channels_labels_and_no_ids(tmp_path):
+  """As speech_commands and ljspeech are."""
+  rng = np.random.default_rng(0)
+  stereo = rng.integers(-9_000, 9_000, (24_000, 2)).astype(np.int16)
+  write(
+    tmp_path,
+    "Commands",
+    {
+      "audio": _Audio(24_000, False, (None, 2)),
+      "label": tfds.features.ClassLabel(names=["down", "go"]),
+    },
+    {
+      "train": {
+        i: {"audio": stereo[: 24_000 - 1_000 * i], "label": i % 2}
+        for i in range(4)
+      }
+    },
+  )
+  config = settings(tmp_path, "commands", valid_fraction=0.25)
+  source = data.open_source(config, "train")
+  assert len(source.ids) == 3
+  assert len(data.open_source(config, "valid").ids) == 1
+  for i, clip in enumerate(source.ids):
+    assert clip.startswith("train-00000-of-00001/")
+    assert source.metadata[i]["label"] in ("down", "go")
+    assert "speaker" not in source.metadata[i]
+    audio = source.read(i, 0, 1 << 40)
+    assert len(audio) == source.num_samples[i]
+    frames = round(len(audio) * 1.5)
+    mono = stereo[:frames].mean(axis=1) / 32768
+    expected = soxr.resample(mono, 24_000, 16_000, "HQ") * 32768
+    np.testing.assert_allclose(audio, expected, atol=0.51)
+
+
+def test_damaged_examples_are_skipped_and_named(tmp_path, caplog):
+  good = {"speech": np.ones(9_000, np.int16), "id": "good"}
+  empty = {"speech": np.ones(0, np.int16), "id": "empty"}
+  short = {"speech": np.ones(80, np.int16), "id": "short"}
+  write(
+    tmp_path,
+    "Odd",
+    {"speech": _Audio(16_000, False), "id": np.str_},
+    {
+      "train": {x["id"]: x for x in (good, empty, short)},
+      "dev": {"other": good | {"id": "other"}},
+    },
+  )
+  source = data.open_source(settings(tmp_path, "odd"), "train")
+  assert source.ids == ["good"] and len(source.skipped) == 2
+  assert "0 samples" in caplog.text and "'short' (0.005 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name, changes, said",
+  [
+    ("", {}, "give a dataset of TFDS"),
+    ("librispeach", {}, "did you mean 'librispeech'?"),
+    ("/nowhere/at/all", {}, "there is no such folder"),
+    ("librispeech", {"train_split": "train"}, "have train_clean100, train"),
+    ("librispeech", {"train_split": "dev_clean["}, "bad split 'dev_clean['"),
+    ("librispeech", {"min_seconds": 60.0}, "all 15 clips were skipped"),
+    ("libritts", {}, "78.4 GiB of downloads"),
+    ("librispeech/other", {}, "(but librispeech/default, librispeech/lazy_"),
+  ],
+)
+def test_what_cannot_be_opened_is_one_line_with_the_remedy(
+  root, name, changes, said
+):
+  with pytest.raises(UserError) as error:
+    data.open_source(settings(root, name, **changes), "train")
+  assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_that_prepares_is_one_that_python_takes(tmp_path):
+  with pytest.raises(UserError) as error:
+    data.open_source(settings(tmp_path, "librispeech/lazy_decode"), "train")
+  said = str(error.value)
+  assert "57.1 GiB" in said and "pip install 'ssl_jax[tfds]'" in said
+  codes = [part.split('"')[0] for part in said.split('python -c "')[1:]]
+  assert len(codes) == 2 and "manual_dir='DIR'" in codes[1]
+  for code in codes:
+    compile(code, "", "exec")
+    assert "tfds.builder('librispeech/lazy_decode'" in code
+    assert f"data_dir={str(tmp_path)!r}" in code
+
+
+def test_other_formats_are_refused_with_the_command_that_converts(
+  root, tmp_path
+):
+  folder = root / "librispeech" / "default" / "2.1.1"
+  other = tmp_path / "librispeech" / "default" / "2.1.1"
+  other.mkdir(parents=True)
+  for file in folder.iterdir():
+    os.link(file, other / file.name.replace("array_record", "tfrecord"))
+  with pytest.raises(UserError, match="convert it: pip install") as error:
+    data.open_source(settings(tmp_path), "train")
+  code = str(error.value).split('python -c "')[1].split('"')[0]
+  compile(code, "", "exec")
+  assert str(other) in code
