@@ -1,8 +1,11 @@
 """Measures what is claimed to be fast, side by side, on this machine.
 
   python -m ssl_jax.bench data      # audio a second through the data pipeline
+  python -m ssl_jax.bench data --config=configs/slim.py:size=50 --device=v5e-8
+  python -m ssl_jax.bench memory    # what a read of a million records holds
 
-The last line on stdout is a JSON object.
+data compares with what --config's training (Slim's, where none is given)
+consumes. The last line on stdout is a JSON object.
 """
 
 import logging
@@ -13,28 +16,47 @@ from absl import flags
 from ssl_jax import cli
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 5, "Of each measurement; medians are reported.", lower_bound=1
+  "rounds", 5, "data: of each measurement; medians are reported.", 1
+)
+cli.define_config()
+_DEVICE = flags.DEFINE_string(
+  "device", "h100", "data: what it trains on: h100, v5e-8 ..."
+)
+_MFU = flags.DEFINE_float(
+  "mfu", 0.4, "data: share of the device's peak that training reaches.", 1e-4, 1
+)
+_RECORDS = flags.DEFINE_integer(
+  "records", 1_000_000, "memory: how many are read.", 100
 )
 
 
 def main(arguments: list[str]) -> dict:
   """Runs a benchmark; returns its JSON object."""
   # Imported late: --help and usage errors need no JAX.
-  from ssl_jax.benchmarks import data
-  from ssl_jax.config import nearest
+  from ssl_jax import config as config_lib
+  from ssl_jax.benchmarks import data, memory
   from ssl_jax.errors import UsageError
 
-  benchmarks = {"data": data}
+  def run_data() -> dict:
+    config = flags.FLAGS.config or config_lib.base()
+    return data.run(_ROUNDS.value, config, _DEVICE.value, _MFU.value)
+
+  benchmarks = {
+    "data": (data, run_data),
+    "memory": (memory, lambda: memory.run(_RECORDS.value)),
+  }
   (name, *rest) = arguments
   if rest or name not in benchmarks:
     raise UsageError(
-      f"unknown benchmark {' '.join(arguments)!r}; {nearest(name, benchmarks)}"
+      f"unknown benchmark {' '.join(arguments)!r}; "
+      f"{config_lib.nearest(name, benchmarks)}"
     )
-  result = benchmarks[name].run(_ROUNDS.value)
-  logging.getLogger("ssl_jax").info("%s", benchmarks[name].table(result))
+  benchmark, run = benchmarks[name]
+  result = run()
+  logging.getLogger("ssl_jax").info("%s", benchmark.table(result))
   return result
 
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  cli.run(main, arguments="BENCHMARK")
+  cli.run(main, arguments="BENCHMARK", needs_config=False)

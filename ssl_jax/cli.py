@@ -30,13 +30,16 @@ def define_config() -> None:
   )
 
 
-def run(main: Callable[..., dict], arguments: str = "") -> dict:
+def run(
+  main: Callable[..., dict], arguments: str = "", needs_config: bool = True
+) -> dict:
   """Parses the flags, calls `main`, prints what it returns as a last line.
 
   Args:
     main: of the door.
     arguments: what `main` takes beside flags, as a list, in a word for the
       user; "": it takes nothing, and is given nothing.
+    needs_config: whether the door cannot do without --config, if it has it.
   """
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
@@ -44,7 +47,7 @@ def run(main: Callable[..., dict], arguments: str = "") -> dict:
   if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
     print(_help(main))
     sys.exit(0)
-  given = _parse(sys.argv, arguments)
+  given = _parse(sys.argv, arguments, needs_config)
   try:
     result = main(given) if arguments else main()
   except UserError as error:
@@ -55,7 +58,7 @@ def run(main: Callable[..., dict], arguments: str = "") -> dict:
   return result
 
 
-def _parse(argv: list[str], arguments: str) -> list[str]:
+def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
   try:
     rest = FLAGS(argv)[1:]
     if arguments and not rest:
@@ -63,8 +66,9 @@ def _parse(argv: list[str], arguments: str) -> list[str]:
     if rest and not arguments:
       _fail(f"unexpected argument {rest[0]!r}; see --help", 2)
     if "config" in FLAGS and FLAGS.config is None:
-      _fail("--config=configs/... is missing; see --help", 2)
-    if "config" in FLAGS:
+      if needs_config:
+        _fail("--config=configs/... is missing; see --help", 2)
+    elif "config" in FLAGS:
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)

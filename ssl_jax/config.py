@@ -50,20 +50,16 @@ def base() -> ConfigDict:
   # rate; records: what ssl_jax.prepare made of one; tfds: a dataset of
   # TensorFlow Datasets; mixture: several of these.
   config.data.source = "folder"
-  # Of a mixture, "records:ls960,folder:/my/audio,tfds:librispeech". Of tfds,
-  # where datasets are; "" is where TFDS puts them.
+  # Of a mixture, "records:ls960,folder:/my/audio,tfds:librispeech"; of tfds,
+  # where datasets are, "" being where TFDS puts them.
   config.data.dir = ""
-  config.data.name = (
-    ""  # tfds only: "librispeech/lazy_decode:2.1.2", or a path.
-  )
-  # tfds only, as "train_clean100+train_clean360[:50%]"; "" is all that is named
-  # train..., and a split for validation if there is one.
-  config.data.train_split = ""
-  config.data.valid_split = ""
-  config.data.sample_rate = 0  # tfds only: Hz, where not said.
-  # mixture only: shares of the audio drawn from each, to any sum; () draws
-  # every clip alike.
+  # Of a mixture: shares of the audio drawn; () draws every clip alike.
   config.data.weights = ()
+  config.data.name = ""  # Of tfds: "librispeech:2.1.1", or a folder.
+  # Of tfds: "train_clean100+dev_other[:50%]"; "" is what is named train...
+  config.data.train_split = ""
+  config.data.valid_split = ""  # "" is the dataset's, if it has one.
+  config.data.sample_rate = 0  # Of tfds: Hz, where the dataset does not say.
   config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
   config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
   # Of training audio, taken alike from its speakers; 0: all there is. The hours

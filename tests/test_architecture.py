@@ -15,7 +15,7 @@ ALLOWED = {
   "models": {"signal"},
   "objectives": {"models", "signal"},
   "budget": {"objectives", "models", "signal"},
-  "benchmarks": {"data"},
+  "benchmarks": {"budget", "data"},
   "labelling": {"signal", "data"},
   "training": {
     "budget",

@@ -217,6 +217,21 @@ def test_other_rates_channels_labels_and_no_ids(tmp_path):
     np.testing.assert_allclose(audio, expected, atol=0.51)
 
 
+def test_a_plain_list_of_samples_needs_its_rate(tmp_path):
+  samples = np.arange(24_000, dtype=np.int16)
+  write(
+    tmp_path,
+    "Plain",
+    {"x": tfds.features.Tensor(shape=(None,), dtype=np.int16), "id": np.str_},
+    {s: {s: {"x": samples, "id": s}} for s in ("train", "dev")},
+  )
+  with pytest.raises(UserError, match="does not say its sample rate"):
+    data.open_source(settings(tmp_path, "plain"), "train")
+  config = settings(tmp_path, "plain", sample_rate=16_000)
+  source = data.open_source(config, "train")
+  np.testing.assert_array_equal(source.read(0, 0, 1 << 40), samples)
+
+
 def test_damaged_examples_are_skipped_and_named(tmp_path, caplog):
   good = {"speech": np.ones(9_000, np.int16), "id": "good"}
   empty = {"speech": np.ones(0, np.int16), "id": "empty"}

@@ -1,10 +1,11 @@
 """Audio a second through the pipeline: read, crop, pad, batch, to the device.
 
-The same clips as FLAC files and as prepared records, and as FLAC files through
-a torch DataLoader where torch is installed. Rounds are interleaved; each number
-is the median over rounds.
+The same clips as prepared records, FLAC files and a TFDS dataset, in this
+process and in workers, and as FLAC files through a torch DataLoader where torch
+is installed. Rounds are interleaved; each number is the median over rounds.
 """
 
+import functools
 import importlib.util
 import os
 import statistics
@@ -22,86 +23,97 @@ from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
-from ssl_jax.data import manifest, open_source, prepare
+from ssl_jax.benchmarks import corpora
+from ssl_jax.budget import devices
+from ssl_jax.budget.updates import REFERENCE_CROP, clip_flops
+from ssl_jax.data import open_source
 from ssl_jax.data.batches import make_iterator
 from ssl_jax.data.plan import BatchPlan
 
-_COPIES = 40  # Of the packaged corpus, to be read at random.
-_PACK_SECONDS = 14.0  # As long as the utterances that people train on.
+_COPIES = 40  # Of the packaged corpus.
 _ROUND_SECONDS = 4.0
 
 Batches = Iterator[tuple[np.ndarray, int]]  # Waveform [B, S], real samples.
 
 
-def run(rounds: int) -> dict[str, Any]:
+def run(
+  rounds: int, config: ConfigDict, device: str, mfu: float
+) -> dict[str, Any]:
   """Measures every way of reading, in turn, `rounds` times.
 
+  Args:
+    rounds: of each.
+    config: whose training is fed.
+    device: that trains, "h100" or "v5e-8".
+    mfu: share of its peak that training reaches.
+
   Returns:
-    times_real_time: {way: seconds of audio a second}; megabytes_per_second of
-    int16 samples; the clips; and how much faster records are than torch.
+    times_real_time: {source: {workers: seconds of audio a second}};
+    megabytes_per_second of int16 samples, alike; what the training consumes,
+    and how much faster records are than that and than torch.
   """
   with tempfile.TemporaryDirectory() as folder:
     ways = _prepare(Path(folder))
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    speeds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
     with tqdm(total=rounds * len(ways), desc="measuring", disable=None) as bar:
       for _ in range(rounds):
-        for name, make in ways.items():
-          speeds[name].append(_measure(make))
+        for way, make in ways.items():
+          speeds[way].append(_measure(make))
           bar.update()
-  medians = {name: statistics.median(x) for name, x in speeds.items()}
+  medians = {way: statistics.median(x) for way, x in speeds.items()}
+  nested: dict[str, dict[int, float]] = {}
+  for (source, workers), speed in medians.items():
+    nested.setdefault(source, {})[workers] = speed
+  consumed = consumption(config, device, mfu)
   result = {
     "benchmark": "data",
     "cores": os.cpu_count(),
     "rounds": rounds,
-    "times_real_time": medians,
+    "times_real_time": nested,
     "megabytes_per_second": {
-      name: 2 * SAMPLE_RATE * x / 1e6 for name, x in medians.items()
+      source: {n: 2 * SAMPLE_RATE * x / 1e6 for n, x in by.items()}
+      for source, by in nested.items()
     },
+    "consumed": {"device": device, "mfu": mfu, "times_real_time": consumed},
+    "records_over_consumed": nested["records"][0] / consumed,
   }
-  if "torch" in medians:
-    result["records_over_torch"] = medians["records"] / medians["torch"]
+  if "torch" in nested:
+    (torch,) = nested["torch"].values()
+    result["records_over_torch"] = nested["records"][0] / torch
   return result
+
+
+def consumption(config: ConfigDict, device: str, mfu: float) -> float:
+  """Seconds of audio that training on a device eats a second."""
+  flops = clip_flops(config, REFERENCE_CROP).training
+  seconds = REFERENCE_CROP / SAMPLE_RATE
+  return mfu * devices.peak(device) / (flops / seconds)
 
 
 def table(result: dict[str, Any]) -> str:
   """The result as a person reads it."""
-  lines = [f"{'':22}{'x real time':>13}{'MB/s':>9}"]
-  for name, speed in result["times_real_time"].items():
-    rate = result["megabytes_per_second"][name]
-    lines.append(f"{name:22}{speed:>13,.0f}{rate:>9,.0f}")
+  lines = [f"{'':14}{'workers':>8}{'x real time':>13}{'MB/s':>9}"]
+  for source, by in result["times_real_time"].items():
+    for workers, speed in by.items():
+      rate = result["megabytes_per_second"][source][workers]
+      lines.append(f"{source:14}{workers:>8}{speed:>13,.0f}{rate:>9,.0f}")
+  consumed = result["consumed"]
+  said = f"{consumed['device']} at {consumed['mfu']:.0%}"
+  lines.append(f"{said:22}{consumed['times_real_time']:>13,.0f}  consumed")
   return "\n".join(lines)
 
 
-def _prepare(folder: Path) -> dict[str, Callable[[], Batches]]:
-  """Clips of real speech of usual lengths, in every form."""
-  corpus = Path(prepare.__file__).parent / "corpus" / "metadata.jsonl"
-  clips = manifest.find_clips(corpus)
-  packed = folder / "packed"
-  options = {"min_seconds": 0.1, "max_seconds": 60.0, "num_workers": 1}
-  prepare.prepare(clips, packed, pack_seconds=_PACK_SECONDS, **options)
-  config = config_lib.base().data
-  config.source, config.dir, config.valid_dir = "records", str(packed), "-"
-  source = open_source(config, "train")
-  flac = folder / "flac"
-  flac.mkdir()
-  for i in range(len(source.ids)):
-    audio = source.read(i, 0, 1 << 40)
-    soundfile.write(flac / f"{i}.flac", audio, SAMPLE_RATE)
-    for copy in range(1, _COPIES):
-      os.link(flac / f"{i}.flac", flac / f"{i}-{copy}.flac")
-  found = manifest.find_clips(flac)
-  prepare.prepare(found, folder / "records", pack_seconds=0.0, **options)
-
-  def ours(kind: str, workers: int) -> Callable[[], Batches]:
-    return lambda: _ours(kind, folder / kind, workers)
-
+def _prepare(folder: Path) -> dict[tuple[str, int], Callable[[], Batches]]:
+  """Every (source, workers) that is measured."""
+  corpora.write(folder, _COPIES)
   ways = {
-    "records": ours("records", 0),
-    "flac": ours("flac", 0),
-    "flac, 2 processes": ours("flac", 2),
+    (source, workers): functools.partial(ours, source, folder, workers)
+    for source in ("records", "flac", "tfds")
+    for workers in (0, 2)
   }
   if importlib.util.find_spec("torch"):
-    ways["torch"] = lambda: _torch(flac)
+    workers = os.cpu_count() or 1
+    ways["torch", workers] = functools.partial(_torch, folder / "flac", workers)
   return ways
 
 
@@ -123,16 +135,9 @@ def _measure(make: Callable[[], Batches]) -> float:
   return samples / SAMPLE_RATE / taken
 
 
-def _config(kind: str, folder: Path) -> ConfigDict:
-  config = config_lib.base()
-  config.data.source = "folder" if kind == "flac" else kind
-  config.data.dir, config.data.valid_dir = str(folder), "-"
-  config.data.min_seconds = 0.1
-  return config
-
-
-def _ours(kind: str, folder: Path, workers: int) -> Batches:
-  config = _config(kind, folder)
+def ours(kind: str, folder: Path, workers: int) -> Batches:
+  """The batches of a run on `kind` of what `corpora.write` wrote."""
+  config = corpora.config(kind, folder)
   source = open_source(config.data, "train")
   buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
   plan = BatchPlan(
@@ -178,18 +183,18 @@ def _pad(rows: list[np.ndarray]) -> tuple[Any, int]:
   return torch.from_numpy(batch), sum(map(len, rows))
 
 
-def _torch(folder: Path) -> Batches:
+def _torch(folder: Path, workers: int) -> Batches:
   import torch
 
-  config = _config("flac", folder)
+  config = config_lib.base()
   longest = round(config.data.bucket_seconds[-1] * SAMPLE_RATE)
   files = _Files(sorted(map(str, folder.iterdir())), longest)
   while True:
     loader = torch.utils.data.DataLoader(
       files,
-      batch_size=round(config.batch.seconds / _PACK_SECONDS),
+      batch_size=round(config.batch.seconds / corpora.PACK_SECONDS),
       shuffle=True,
-      num_workers=os.cpu_count() or 1,
+      num_workers=workers,
       collate_fn=_pad,
       multiprocessing_context="spawn",
     )

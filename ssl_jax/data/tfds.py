@@ -257,12 +257,14 @@ def _audio_feature(
   features = json_format.Parse(text, feature_pb2.Feature())
   features = dict(features.features_dict.features)
   found = [name for name in features if features[name].HasField("audio")]
+  # Who builds a dataset without TensorFlow has no other choice than these.
+  found = found or [name for name in features if _is_list(features[name])]
   if len(found) != 1:
     raise UserError(
       f"{key}: expected one audio feature, found "
       f"{', '.join(found) or 'none'} (it has {', '.join(sorted(features))})"
     )
-  facts = features[found[0]].audio
+  facts = features[found[0]].audio  # All unset in a plain list of samples.
   rate = facts.sample_rate or default_rate
   if not rate and not facts.lazy_decode:
     raise UserError(
@@ -277,3 +279,8 @@ def _audio_feature(
   speaker = "label" if dataset in _SPEAKERS_ARE_LABELS else ""
   channels = shape[1] if len(shape) > 1 else 1
   return Feature(found[0], rate, channels, facts.lazy_decode, labels, speaker)
+
+
+def _is_list(feature: feature_pb2.Feature) -> bool:
+  shape = feature.tensor.shape.dimensions
+  return feature.tensor.dtype.startswith("int") and list(shape) == [-1]
