@@ -368,6 +368,6 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     assert process.poll() is None, process.communicate()[1]
     time.sleep(0.05)
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=300)
   assert process.returncode == 130
   assert f"--workdir={tmp_path} goes on from update" in err.splitlines()[-1]

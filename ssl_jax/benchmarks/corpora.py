@@ -14,6 +14,7 @@ from ssl_jax import config as config_lib
 from ssl_jax.data import manifest, open_source, prepare
 
 PACK_SECONDS = 14.0  # As long as the utterances that people train on.
+_TFDS_CLIPS = 200  # A split.
 _OPTIONS = {"min_seconds": 0.1, "max_seconds": 60.0, "num_workers": 1}
 
 
@@ -73,10 +74,16 @@ def _write_tfds(folder: Path, speech: list[np.ndarray]) -> None:
       return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, _: object) -> dict:
-      return {"train": self._generate_examples()}
+      # TFDS cannot write a split of more than 1 GB without TensorFlow.
+      return {
+        f"train{i}": self._generate_examples(speech[i : i + _TFDS_CLIPS])
+        for i in range(0, len(speech), _TFDS_CLIPS)
+      }
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-      for i, audio in enumerate(speech):
+    def _generate_examples(
+      self, clips: list[np.ndarray]
+    ) -> Iterator[tuple[int, dict]]:
+      for i, audio in enumerate(clips):
         yield i, {"speech": audio}
 
   builder = Speech(data_dir=str(folder), file_format="array_record")
