@@ -2,12 +2,14 @@
 
   python -m ssl_jax.prepare --input=LibriSpeech/train-clean-100 --out=ls100
   python -m ssl_jax.prepare --input=clips.jsonl --out=mine --pack_seconds=12
+  python -m ssl_jax.prepare --input=tfds:librispeech --out=ls960
   python -m ssl_jax.prepare --out=ls100 --verify
   python -m ssl_jax.main --config=configs/slim.py \\
       --config.data.source=records --config.data.dir=ls100
 
-The input is a folder tree, a manifest (.jsonl, .csv, fairseq's .tsv), or a tar
-or zip of these; of a LibriSpeech tree, speakers and texts are kept. The output
+The input is a folder tree, a manifest (.jsonl, .csv, fairseq's .tsv), a tar or
+zip of these, or a dataset that TFDS prepared (all that is named train..., or
+--split); of a LibriSpeech tree, speakers and texts are kept. The output
 is 16 kHz int16 in ArrayRecord files, 115 MB an hour. Killed, the same command
 goes on. What cannot be read is listed in skipped.jsonl. The last line on stdout
 is a JSON object.
@@ -24,7 +26,13 @@ from absl import flags
 from ssl_jax import cli
 
 _INPUT = flags.DEFINE_string(
-  "input", None, "A folder, a manifest, or a tar or zip of these."
+  "input", None, "A folder, a manifest, a tar or zip of these, or tfds:NAME."
+)
+_SPLIT = flags.DEFINE_string(
+  "split", "", "Of --input=tfds:NAME, as train_clean100+train_clean360."
+)
+_SAMPLE_RATE = flags.DEFINE_integer(
+  "sample_rate", 0, "Of --input=tfds:NAME, in Hz, where it does not say.", 0
 )
 _OUT = flags.DEFINE_string("out", None, "The folder of the prepared corpus.")
 _MIN_SECONDS = flags.DEFINE_float(
@@ -52,7 +60,7 @@ _VERIFY = flags.DEFINE_bool(
 
 def main() -> dict:
   """Prepares, or verifies; returns what the corpus is."""
-  from ssl_jax.data import manifest, prepare, records
+  from ssl_jax.data import manifest, prepare, records, tfds
   from ssl_jax.errors import UsageError, UserError
 
   if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:
@@ -66,13 +74,21 @@ def main() -> dict:
         f"{clip!r} ({said}): prepare it again"
       )
     return records.read_header(f"--out={out}", out) | {"verified": True}
-  source, unpacked = Path(_INPUT.value), out / "unpacked"
-  if manifest.is_archive(source):
-    manifest.unpack(source, unpacked)
-    source = manifest.root_of(unpacked)
-  started = time.monotonic()
+  started, fresh, unpacked = (
+    time.monotonic(),
+    not out.exists(),
+    out / "unpacked",
+  )
+  path, (kind, _, name) = Path(_INPUT.value), _INPUT.value.partition(":")
+  if kind == "tfds":
+    source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
+  else:
+    if manifest.is_archive(path):
+      manifest.unpack(path, unpacked)
+      path = manifest.root_of(unpacked)
+    source = manifest.open_clips(manifest.find_clips(path))
   made = prepare.prepare(
-    manifest.find_clips(source),
+    source,
     out,
     _MIN_SECONDS.value,
     _MAX_SECONDS.value,
@@ -80,14 +96,16 @@ def main() -> dict:
     _WORKERS.value,
   )
   shutil.rmtree(unpacked, ignore_errors=True)
+  taken = time.monotonic() - started
   logging.getLogger("ssl_jax").info(
-    "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s",
+    "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s%s",
     "prepared",
     f"{made['clips']:,}",
     made["hours"],
     made["speakers"],
     made["skipped"],
-    time.monotonic() - started,
+    taken,
+    f" ({made['clips'] / taken:,.0f} clips/s)" if fresh else "",
   )
   return {"out": str(out)} | made
 

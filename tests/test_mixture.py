@@ -9,7 +9,7 @@ import soundfile
 from ssl_jax import config as config_lib
 from ssl_jax import data
 from ssl_jax.data import plan, prepare
-from ssl_jax.data.manifest import find_clips
+from ssl_jax.data.manifest import find_clips, open_clips
 from ssl_jax.errors import UserError
 
 SIZES = {"a": 30, "b": 7}  # Clips of 1 s and of 3 s.
@@ -26,7 +26,10 @@ def corpora(tmp_path_factory):
       soundfile.write(root / name / f"{i}.wav", noise, 16_000)
   options = {"min_seconds": 0.1, "max_seconds": 60.0, "pack_seconds": 0.0}
   prepare.prepare(
-    find_clips(root / "b"), root / "b_records", num_workers=1, **options
+    open_clips(find_clips(root / "b")),
+    root / "b_records",
+    num_workers=1,
+    **options,
   )
   return root
 

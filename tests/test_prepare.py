@@ -34,7 +34,8 @@ def run(clips, out, **changes):
     "pack_seconds": 0.0,
     "num_workers": 2,
   }
-  return prepare.prepare(clips, out, **options | changes)
+  source = manifest.open_clips(clips)
+  return prepare.prepare(source, out, **options | changes)
 
 
 def opened(out):
@@ -393,3 +394,19 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path):
   config.source, config.dir = "records", str(tmp_path)
   with pytest.raises(UserError, match=r"--config\.data\.source=folder"):
     data.open_source(config, "train")
+
+
+def test_ten_hours_in_a_file_become_records(tmp_path):
+  """Silence with a click a minute, of which none is lost or moved."""
+  path = tmp_path / "long.flac"
+  minute = np.zeros(60 * 16_000, np.int16)
+  with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+    for i in range(600):
+      minute[1_000] = i + 1
+      file.write(minute)
+  header = run([manifest.Clip("long", str(path), {})], tmp_path / "out")
+  assert (header["clips"], header["hours"], header["skipped"]) == (600, 10, 0)
+  source = opened(tmp_path / "out")
+  for i in range(600):
+    audio = source.read(i, 0, 1 << 40)
+    assert np.flatnonzero(audio).tolist() == [1_000] and audio[1_000] == i + 1

@@ -15,7 +15,7 @@ from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import examples
+from ssl_jax.data import examples, records
 from ssl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -297,3 +297,26 @@ def test_other_formats_are_refused_with_the_command_that_converts(
   code = str(error.value).split('python -c "')[1].split('"')[0]
   compile(code, "", "exec")
   assert str(other) in code
+
+
+def test_a_dataset_becomes_records_once_and_for_all(root, tmp_path):
+  folder = root / "librispeech" / "default" / "2.1.1"
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "ssl_jax.prepare", f"--input=tfds:{folder}"),
+      *("--split=dev_clean+train_other500", f"--out={tmp_path / 'out'}"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(done.stdout.splitlines()[-1])["clips"] == 10
+  assert "10 clips" in done.stderr and "clips/s" in done.stderr
+  found = records.open_records("out", tmp_path / "out")
+  lines = PARTS["dev_clean"] + PARTS["train_other500"]
+  assert sorted(found.ids) == sorted(line["file"] for line in lines)
+  for i, clip in enumerate(found.ids):
+    expected, _ = soundfile.read(CORPUS / clip, dtype="int16")
+    np.testing.assert_array_equal(found.read(i, 0, 1 << 40), expected)
+    assert {"speaker", "text"} <= {*found.metadata[i]}

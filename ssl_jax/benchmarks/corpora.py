@@ -26,7 +26,7 @@ def write(folder: Path, copies: int) -> None:
     copies: of the packaged corpus, to be read at random.
   """
   corpus = Path(prepare.__file__).parent / "corpus" / "metadata.jsonl"
-  clips = manifest.find_clips(corpus)
+  clips = manifest.open_clips(manifest.find_clips(corpus))
   packed = folder / "packed"
   prepare.prepare(clips, packed, pack_seconds=PACK_SECONDS, **_OPTIONS)
   source = open_source(_data("records", packed), "train")
@@ -37,7 +37,7 @@ def write(folder: Path, copies: int) -> None:
     soundfile.write(flac / f"{i}.flac", audio, SAMPLE_RATE)
     for copy in range(1, copies):
       os.link(flac / f"{i}.flac", flac / f"{i}-{copy}.flac")
-  found = manifest.find_clips(flac)
+  found = manifest.open_clips(manifest.find_clips(flac))
   prepare.prepare(found, folder / "records", pack_seconds=0.0, **_OPTIONS)
   _write_tfds(folder / "tfds", speech * copies)
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import logging
 import os
+from collections.abc import Sequence
 
 import soundfile
 import tqdm
@@ -99,8 +100,16 @@ def _printable(path: str) -> str:
 def _scan(
   name: str, ids: tuple[str, ...], paths: tuple[str, ...], min_seconds: float
 ) -> source.AudioFiles:
+  lengths = probe_all(paths)
+  return source.keep_usable(
+    name, ids, paths, lengths, [{} for _ in ids], min_seconds
+  )
+
+
+def probe_all(paths: Sequence[str]) -> list[int | str]:
+  """Lengths of files in samples at 16 kHz, or why one cannot be used."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    lengths = list(
+    return list(
       tqdm.tqdm(
         pool.map(_probe, paths),
         desc="reading headers",
@@ -110,9 +119,6 @@ def _scan(
         disable=None,  # Where stderr is no terminal.
       )
     )
-  return source.keep_usable(
-    name, ids, paths, lengths, [{} for _ in ids], min_seconds
-  )
 
 
 def _probe(path: str) -> int | str:

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from ssl_jax.data.folder import list_files
+import numpy as np
+
+from ssl_jax.data.folder import list_files, probe_all
+from ssl_jax.data.source import AudioFiles
 from ssl_jax.errors import UserError
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -59,6 +62,23 @@ def find_clips(source: Path) -> list[Clip]:
     if one.id == other.id:
       raise UserError(f"--input={source}: two clips have the id {one.id!r}")
   return clips
+
+
+def open_clips(clips: list[Clip]) -> AudioFiles:
+  """A `Source` of clips, their lengths read from their files' headers."""
+  lengths = probe_all([clip.path for clip in clips])
+  good = [i for i, length in enumerate(lengths) if isinstance(length, int)]
+  return AudioFiles(
+    ids=[clips[i].id for i in good],
+    paths=[clips[i].path for i in good],
+    num_samples=np.array([lengths[i] for i in good], np.int64),
+    metadata=[clips[i].metadata for i in good],
+    skipped=[
+      (clip.id, length)
+      for clip, length in zip(clips, lengths)
+      if isinstance(length, str)
+    ],
+  )
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -15,23 +15,22 @@ from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data import audio, records
-from ssl_jax.data.manifest import Clip
+from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
 _SHARD_SECONDS = 1800.0  # 58 MB; what a kill may undo, on each core.
-_THREADS = 16  # Of the header scan, which waits for the disk.
 
 
 class Item(NamedTuple):
-  """A record to be made: parts of files, one after the other."""
+  """A record to be made: parts of clips, one after the other."""
 
   about: dict[str, Any]
-  parts: list[tuple[str, int, int]]  # (path, first sample, samples)
+  parts: list[tuple[int, int, int]]  # (clip, first sample, samples)
 
 
 def prepare(
-  clips: list[Clip],
+  source: Source,
   folder: Path,
   min_seconds: float,
   max_seconds: float,
@@ -41,7 +40,7 @@ def prepare(
   """Writes a prepared corpus, from where an earlier call left it.
 
   Args:
-    clips: to be read.
+    source: of the clips.
     folder: of the corpus.
     min_seconds: shorter ones are skipped.
     max_seconds: longer ones become records of at most so much; 0: none does.
@@ -55,10 +54,10 @@ def prepare(
   Raises:
     UserError: the folder holds another corpus, or nothing could be used.
   """
-  items, skipped = _plan(clips, min_seconds, max_seconds, pack_seconds)
+  items, skipped = _plan(source, min_seconds, max_seconds, pack_seconds)
   if not items:
     raise UserError(
-      f"all {len(clips)} clips were skipped, the first being "
+      f"all {len(skipped)} clips were skipped, the first being "
       f"{skipped[0]['id']!r} ({skipped[0]['reason']})"
     )
   shards = _share_out(items)
@@ -66,27 +65,26 @@ def prepare(
   if (folder / "dataset.json").exists():
     return records.read_header(f"--out={folder}", folder)
   todo = [i for i in range(len(shards)) if not records.is_written(folder, i)]
-  lengths = [_seconds(shard) for shard in shards]
   with (
     concurrent.futures.ProcessPoolExecutor(
       num_workers, multiprocessing.get_context("spawn")
     ) as pool,
     tqdm(
-      total=round(sum(lengths)),
-      initial=round(sum(lengths) - sum(lengths[i] for i in todo)),
-      unit="s",
-      unit_scale=True,
+      total=len(items),
+      initial=len(items) - sum(len(shards[i]) for i in todo),
+      unit="clip",
       desc="preparing",
       disable=None,
     ) as bar,
   ):
     waiting = {
-      pool.submit(_write, folder, shard, shards[shard]): shard for shard in todo
+      pool.submit(_write, folder, shard, *_part(source, shards[shard])): shard
+      for shard in todo
     }
     try:
       for done in concurrent.futures.as_completed(waiting):
         done.result()
-        bar.update(round(lengths[waiting[done]]))
+        bar.update(len(shards[waiting[done]]))
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
@@ -112,55 +110,39 @@ def verify(folder: Path) -> dict[str, str]:
 
 
 def _plan(
-  clips: list[Clip], min_seconds: float, max_seconds: float, pack_seconds: float
+  source: Source, min_seconds: float, max_seconds: float, pack_seconds: float
 ) -> tuple[list[Item], list[dict[str, str]]]:
   """The records to be made, and what is left out already."""
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    lengths = list(
-      tqdm(
-        pool.map(_probe, [clip.path for clip in clips]),
-        desc="reading headers",
-        total=len(clips),
-        unit="file",
-        delay=1,
-        disable=None,
-      )
-    )
-  items, skipped = [], []
-  for clip, length in zip(clips, lengths):
-    if isinstance(length, str):
-      skipped.append({"id": clip.id, "reason": length})
-    elif length < min_seconds * SAMPLE_RATE:
+  items = []
+  skipped = [{"id": clip, "reason": why} for clip, why in source.skipped]
+  for i, (clip, length) in enumerate(zip(source.ids, source.num_samples)):
+    if length < min_seconds * SAMPLE_RATE:
       reason = f"{length / SAMPLE_RATE:.3f} s < --min_seconds={min_seconds:g}"
-      skipped.append({"id": clip.id, "reason": reason})
+      skipped.append({"id": clip, "reason": reason})
     else:
-      items += _cut(clip, length, round(max_seconds * SAMPLE_RATE))
+      about = {
+        k: v for k, v in source.metadata[i].items() if k != "num_samples"
+      }
+      item = Item(about | {"id": clip}, [(i, 0, int(length))])
+      items += _cut(item, round(max_seconds * SAMPLE_RATE))
   if pack_seconds:
     items = _pack(items, round(pack_seconds * SAMPLE_RATE))
   return items, skipped
 
 
-def _probe(path: str) -> int | str:
-  try:
-    return audio.probe(path)
-  except audio.DamagedAudio as damage:
-    return str(damage)
-
-
-def _cut(clip: Clip, length: int, longest: int) -> list[Item]:
+def _cut(item: Item, longest: int) -> list[Item]:
   """A clip as windows of equal lengths, none longer than `longest`."""
+  ((clip, _, length),) = item.parts
   count = -(-length // longest) if longest else 1
   if count == 1:
-    return [Item({"id": clip.id} | clip.metadata, [(clip.path, 0, length)])]
+    return [item]
   edges = [length * i // count for i in range(count + 1)]
   # What is said when is not known: texts belong to no window.
-  known = {
-    k: v for k, v in clip.metadata.items() if k in ("speaker", "language")
-  }
+  known = {k: v for k, v in item.about.items() if k in ("speaker", "language")}
   return [
     Item(
-      {"id": f"{clip.id}@{start / SAMPLE_RATE:.3f}"} | known,
-      [(clip.path, start, end - start)],
+      {"id": f"{item.about['id']}@{start / SAMPLE_RATE:.3f}"} | known,
+      [(clip, start, end - start)],
     )
     for start, end in zip(edges, edges[1:])
   ]
@@ -239,10 +221,21 @@ def _claim(folder: Path, items: list[Item]) -> None:
     raise UserError(f"--out={folder} cannot be used ({error})") from error
 
 
-def _write(folder: Path, shard: int, items: list[Item]) -> None:
+def _part(source: Source, items: list[Item]) -> tuple[Source, list[Item]]:
+  """What a worker needs: the clips of its items alone."""
+  clips = sorted({clip for item in items for clip, _, _ in item.parts})
+  places = {clip: i for i, clip in enumerate(clips)}
+  items = [
+    Item(item.about, [(places[clip], *span) for clip, *span in item.parts])
+    for item in items
+  ]
+  return source.select(clips), items
+
+
+def _write(folder: Path, shard: int, source: Source, items: list[Item]) -> None:
   """Writes a shard and, beside it, what could not be read."""
   skipped: list[dict[str, str]] = []
-  records.write_shard(folder, shard, _read_all(items, skipped))
+  records.write_shard(folder, shard, _read_all(source, items, skipped))
   lines = "".join(
     json.dumps(line, ensure_ascii=False) + "\n" for line in skipped
   )
@@ -250,16 +243,15 @@ def _write(folder: Path, shard: int, items: list[Item]) -> None:
 
 
 def _read_all(
-  items: list[Item], skipped: list[dict[str, str]]
+  source: Source, items: list[Item], skipped: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
   for item in items:
     try:
-      yield (
-        item.about,
-        np.concatenate([audio.read(*part) for part in item.parts]),
-      )
+      parts = [source.read(*part) for part in item.parts]
     except audio.DamagedAudio as damage:
       skipped.append({"id": item.about["id"], "reason": str(damage)})
+    else:
+      yield item.about, np.concatenate(parts)
 
 
 def _finish(

@@ -99,31 +99,41 @@ def open_split(config: ConfigDict, split: str) -> Examples:
       prepared: then it says how.
   """
   source.check_choice("split", split, SPLITS)
-  folder = find(config.name, config.dir)
-  info = dataset_info.read_proto_from_builder_dir(epath.Path(folder))
-  names = [s.name for s in info.splits]
-  train = config.train_split or "+".join(
-    name for name in names if name.startswith("train")
-  )
+  key = f"--config.data.name={config.name!r}"
+  dataset = _Dataset(key, config.name, config.dir, config.sample_rate)
+  names = dataset.splits
   valid = config.valid_split or next(
     (name for name in _VALID_SPLITS if name in names), ""
   )
-  key = f"--config.data.name={config.name!r}"
-  opened = functools.partial(
-    _open, key, folder, info, config.sample_rate, config.min_seconds
-  )
+  if valid and split == "valid":
+    return dataset.open(valid, config.min_seconds)
+  whole = dataset.open(config.train_split, config.min_seconds)
   if valid:
-    return opened(valid if split == "valid" else train)
-  whole = opened(train)
+    return whole
   return whole.select(
     source.hold_out(key, whole.ids, config.valid_fraction, split)
   )
 
 
-def find(name: str, data_dir: str) -> Path:
+def open_all(name: str, split: str, sample_rate: int) -> Examples:
+  """All examples of a split, short ones too.
+
+  Args:
+    name: as of `find`.
+    split: as TFDS writes it; "": all that is named train...
+    sample_rate: in Hz, where the dataset does not say it; else 0.
+
+  Raises:
+    UserError: as of `open_split`.
+  """
+  return _Dataset(f"--input=tfds:{name}", name, "", sample_rate).open(split, 0)
+
+
+def find(key: str, name: str, data_dir: str) -> Path:
   """The folder of a prepared dataset.
 
   Args:
+    key: how the user named it.
     name: as TFDS has it, "librispeech" or "librispeech/lazy_decode:2.1.2", or
       the folder itself.
     data_dir: where datasets are; "": where TFDS keeps them.
@@ -133,7 +143,7 @@ def find(name: str, data_dir: str) -> Path:
   """
   root = Path(data_dir or constants.DATA_DIR).expanduser()
   if not name:
-    raise UserError("--config.data.name: give a dataset of TFDS")
+    raise UserError(f"{key}: give a dataset of TFDS")
   dataset, _, version = name.partition(":")
   for folder in (
     Path(name).expanduser(),
@@ -149,11 +159,10 @@ def find(name: str, data_dir: str) -> Path:
     ]
     if versions:
       return max(versions, key=lambda p: list(map(int, p.name.split("."))))
-  raise UserError(_how_to_prepare(name, dataset, root))
+  raise UserError(_how_to_prepare(key, name, dataset, root))
 
 
-def _how_to_prepare(name: str, dataset: str, root: Path) -> str:
-  key = f"--config.data.name={name!r}"
+def _how_to_prepare(key: str, name: str, dataset: str, root: Path) -> str:
   known = tensorflow_datasets.list_builders(with_community_datasets=False)
   if (base := dataset.split("/")[0]) not in known:
     try:
@@ -192,61 +201,75 @@ def _archive_bytes(dataset: str) -> int:
   return sum(int(x.split("\t")[1]) for x in path.read_text().splitlines())
 
 
-def _open(
-  key: str,
-  folder: Path,
-  info: Any,
-  default_rate: int,
-  min_seconds: float,
-  spec: str,
-) -> Examples:
-  """The examples of a split as TFDS writes it: "train[:10%]+test"."""
-  template = naming.ShardedFileTemplate(
-    data_dir=epath.Path(folder),
-    dataset_name=info.name,
-    filetype_suffix="array_record",
-  )
-  try:
-    parts = splits.SplitDict.from_proto(info.splits, template)[spec]
-    parts = parts.file_instructions
-  except (ValueError, KeyError, AssertionError) as error:
-    names = ", ".join(s.name for s in info.splits)
-    raise UserError(
-      f"{key}: bad split {spec!r} "
-      f"({' '.join(str(error).split())}); have {names}"
-    ) from error
-  if missing := [p.filename for p in parts if not os.path.exists(p.filename)]:
-    raise UserError(
-      f"{key}: {missing[0]} does not exist. If the dataset is in another "
-      "format, convert it: pip install 'ssl_jax[tfds]', then run "
-      + _CONVERT.format(str(folder))
+class _Dataset:
+  """A prepared dataset, as TFDS describes it."""
+
+  def __init__(self, key: str, name: str, data_dir: str, default_rate: int):
+    self._key, self._folder = key, find(key, name, data_dir)
+    info = dataset_info.read_proto_from_builder_dir(epath.Path(self._folder))
+    self._splits, self._name = info.splits, info.name
+    self._feature = _audio_feature(key, self._folder, info.name, default_rate)
+
+  @property
+  def splits(self) -> list[str]:
+    return [split.name for split in self._splits]
+
+  def open(self, spec: str, min_seconds: float) -> Examples:
+    """The examples of a split as TFDS writes it: "train[:10%]+test"."""
+    spec = spec or "+".join(s for s in self.splits if s.startswith("train"))
+    files, ranges = self._ranges(spec)
+    clips, places, skipped = [], [], []
+    indexes = examples.indexes(files, self._feature)
+    for shard, (index, some) in enumerate(zip(indexes, ranges)):
+      name = os.path.basename(files[shard]).partition("-")[2]
+      for place in some:
+        clip = {"id": f"{name.replace('.array_record', '')}/{place}"}
+        clip |= index[place]
+        length = clip.get("num_samples", 0)
+        if "damaged" in clip:
+          skipped.append((clip["id"], clip["damaged"]))
+        elif length < min_seconds * SAMPLE_RATE:
+          seconds = f"{length / SAMPLE_RATE:.3f} s"
+          reason = f"{seconds} < data.min_seconds={min_seconds}"
+          skipped.append((clip["id"], reason))
+        else:
+          clips.append(clip)
+          places.append((shard, place))
+    source.report_skipped(f"{self._key}, {spec}", len(clips), skipped)
+    if twice := len(clips) - len({clip["id"] for clip in clips}):
+      raise UserError(f"{self._key}, {spec}: {twice} ids come twice")
+    shards = Shards(files)
+    return Examples(shards, self._feature, clips, np.array(places), skipped)
+
+  def _ranges(self, spec: str) -> tuple[list[str], list[range]]:
+    """Files, and which of the records of each."""
+    template = naming.ShardedFileTemplate(
+      data_dir=epath.Path(self._folder),
+      dataset_name=self._name,
+      filetype_suffix="array_record",
     )
-  feature = _audio_feature(key, folder, info.name, default_rate)
-  files = [str(part.filename) for part in parts]
-  clips, places, skipped = [], [], []
-  indexes = examples.indexes(files, feature)
-  for shard, (part, index) in enumerate(zip(parts, indexes)):
-    name = os.path.basename(files[shard]).partition("-")[2]
-    for place in range(part.skip, part.skip + part.examples_in_shard)[
-      : part.take if part.take >= 0 else None
-    ]:
-      clip = {"id": f"{name.replace('.array_record', '')}/{place}"}
-      clip |= index[place]
-      length = clip.get("num_samples", 0)
-      if "damaged" in clip:
-        skipped.append((clip["id"], clip["damaged"]))
-      elif length < min_seconds * SAMPLE_RATE:
-        seconds = f"{length / SAMPLE_RATE:.3f} s"
-        reason = f"{seconds} < data.min_seconds={min_seconds}"
-        skipped.append((clip["id"], reason))
-      else:
-        clips.append(clip)
-        places.append((shard, place))
-  source.report_skipped(f"{key}, {spec}", len(clips), skipped)
-  ids = {clip["id"] for clip in clips}
-  if len(ids) < len(clips):
-    raise UserError(f"{key}, {spec}: {len(clips) - len(ids)} ids come twice")
-  return Examples(Shards(files), feature, clips, np.array(places), skipped)
+    try:
+      split = splits.SplitDict.from_proto(self._splits, template)[spec]
+      parts = split.file_instructions
+    except (ValueError, KeyError, AssertionError) as error:
+      raise UserError(
+        f"{self._key}: bad split {spec!r} ({' '.join(str(error).split())}); "
+        f"have {', '.join(self.splits)}"
+      ) from error
+    files = [str(part.filename) for part in parts]
+    if missing := [file for file in files if not os.path.exists(file)]:
+      raise UserError(
+        f"{self._key}: {missing[0]} does not exist. If the dataset is in "
+        "another format, convert it: pip install 'ssl_jax[tfds]', then run "
+        + _CONVERT.format(str(self._folder))
+      )
+    ranges = [
+      range(part.skip, part.skip + part.take)
+      if part.take >= 0
+      else range(part.skip, part.examples_in_shard)
+      for part in parts
+    ]
+    return files, ranges
 
 
 def _audio_feature(
@@ -268,8 +291,8 @@ def _audio_feature(
   rate = facts.sample_rate or default_rate
   if not rate and not facts.lazy_decode:
     raise UserError(
-      f"{key} does not say its sample rate: give it as "
-      "--config.data.sample_rate, in Hz"
+      f"{key} does not say its sample rate: give it in Hz as "
+      "--config.data.sample_rate, or --sample_rate of ssl_jax.prepare"
     )
   shape = facts.shape.dimensions
   labels = {
