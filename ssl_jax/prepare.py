@@ -73,7 +73,7 @@ def main() -> dict:
         f"--out={out}: {len(problems)} clips are damaged, the first being "
         f"{clip!r} ({said}): prepare it again"
       )
-    return records.read_header(f"--out={out}", out) | {"verified": True}
+    return _said(records.read_header(f"--out={out}", out)) | {"verified": True}
   started, fresh, unpacked = (
     time.monotonic(),
     not out.exists(),
@@ -107,7 +107,11 @@ def main() -> dict:
     taken,
     f" ({made['clips'] / taken:,.0f} clips/s)" if fresh else "",
   )
-  return {"out": str(out)} | made
+  return {"out": str(out)} | _said(made)
+
+
+def _said(header: dict) -> dict:
+  return {k: v for k, v in header.items() if k not in ("format", "crc32")}
 
 
 if __name__ == "__main__":
