@@ -47,19 +47,21 @@ def base() -> ConfigDict:
 
   config.data = ConfigDict()
   # embedded: the packaged clips; folder: a tree of wav/flac/ogg/mp3 files, any
-  # rate; records: what ssl_jax.prepare made of one; tfds: a dataset of
-  # TensorFlow Datasets; mixture: several of these.
+  # rate; manifest: files that a .jsonl, .csv or .tsv names; records: what
+  # ssl_jax.prepare made of these; tfds: a dataset of TensorFlow Datasets;
+  # mixture: several, as "records:ls960,folder:/my/audio,tfds:librispeech".
   config.data.source = "folder"
-  # Of a mixture, "records:ls960,folder:/my/audio,tfds:librispeech"; of tfds,
-  # where datasets are, "" being where TFDS puts them.
-  config.data.dir = ""
-  # Of a mixture: shares of the audio drawn; () draws every clip alike.
-  config.data.weights = ()
+  config.data.dir = (
+    ""  # Of tfds, where datasets are; "" is where TFDS has them.
+  )
+  config.data.weights = ()  # Of a mixture: shares of the audio; (): alike.
   config.data.name = ""  # Of tfds: "librispeech:2.1.1", or a folder.
-  # Of tfds: "train_clean100+dev_other[:50%]"; "" is what is named train...
-  config.data.train_split = ""
-  config.data.valid_split = ""  # "" is the dataset's, if it has one.
+  # Of tfds: "train_clean100+dev_other[:50%]"; "" is what is named so.
+  config.data.train_split = config.data.valid_split = config.data.test_split = (
+    ""
+  )
   config.data.sample_rate = 0  # Of tfds: Hz, where the dataset does not say.
+  config.data.split_key = ""  # Of manifest, records: metadata key of the split.
   config.data.valid_dir = ""  # Validation tree; "" holds out clips of `dir`.
   config.data.valid_fraction = 0.01  # Of the clips, when they are held out.
   # Of training audio, taken alike from its speakers; 0: all there is. The hours

@@ -12,6 +12,7 @@ _CHOICES = {
   "data.source": (
     "embedded",
     "folder",
+    "manifest",
     "records",
     "tfds",
     "mixture",

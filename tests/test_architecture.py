@@ -17,6 +17,7 @@ ALLOWED = {
   "budget": {"objectives", "models", "signal"},
   "benchmarks": {"budget", "data"},
   "labelling": {"signal", "data"},
+  "probes": {"budget", "data", "labelling", "models", "signal", "training"},
   "training": {
     "budget",
     "data",

@@ -4,13 +4,22 @@ import functools
 
 from ml_collections import ConfigDict
 
-from ssl_jax.data import embedded, folder, mixture, records, source, tfds
+from ssl_jax.data import (
+  embedded,
+  folder,
+  manifest,
+  mixture,
+  records,
+  source,
+  tfds,
+)
 from ssl_jax.data.subset import take_hours
 
 # A new source is one file with an `open_split`, and one line here.
 SOURCES = {
   "embedded": embedded.open_split,
   "folder": folder.open_split,
+  "manifest": manifest.open_split,
   "records": records.open_split,
   "tfds": tfds.open_split,
 }

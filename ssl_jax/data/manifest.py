@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from ssl_jax.data import source
 from ssl_jax.data.folder import list_files, probe_all
 from ssl_jax.data.source import AudioFiles
 from ssl_jax.errors import UserError
@@ -21,7 +23,8 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 
 _FILE = ("file", "path", "audio_filepath", "audio")  # Keys of a clip's file.
-_KEPT = ("speaker", "text", "language", "label", "phones")
+# What is said of a file, or by a prepared corpus, is read from it.
+_NOT_KEPT = (None, *_FILE, "id", "num_samples", "crc32", "duration_s", "packed")
 # LibriSpeech's and its kin's: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac
 _LIBRISPEECH = re.compile(r"(?:^|/)(\w+)/(\w+)/\1[-_]\2[-_][^/]*$")
 
@@ -34,33 +37,68 @@ class Clip(NamedTuple):
   metadata: dict[str, Any]
 
 
-def find_clips(source: Path) -> list[Clip]:
+def open_split(config: ConfigDict, split: str) -> AudioFiles:
+  """The clips that the manifest `dir` has in a split.
+
+  Args:
+    config: `config.data`; `dir`, `split_key`, `valid_fraction` and
+      `min_seconds` are read.
+    split: one that clips have under `split_key`; without that key, train or
+      valid, held out.
+
+  Raises:
+    UserError: no such manifest, no such split, or nothing usable.
+  """
+  key = f"--config.data.dir={config.dir!r}"
+  clips = find_clips(Path(config.dir).expanduser(), key)
+  metadata = [clip.metadata for clip in clips]
+  chosen = source.choose_split(
+    key, [clip.id for clip in clips], metadata, config, split
+  )
+  clips = [clips[i] for i in chosen]
+  return source.keep_usable(
+    key,
+    [clip.id for clip in clips],
+    [clip.path for clip in clips],
+    probe_all([clip.path for clip in clips]),
+    [clip.metadata for clip in clips],
+    config.min_seconds,
+  )
+
+
+def find_clips(path: Path, name: str = "") -> list[Clip]:
   """The clips of a folder tree or a manifest, in the order of their ids.
 
   A folder laid out as LibriSpeech is gives speakers and, from its .trans.txt
   files, texts. A manifest is JSON lines, CSV with a header, or fairseq's .tsv
-  (a root, then file and samples a line); files are relative to its folder.
+  (a root, then file and samples a line); files are relative to its folder. What
+  else its lines have becomes the clips' metadata.
+
+  Args:
+    path: of the folder or manifest.
+    name: of it, as the user gave it; by default as --input.
 
   Raises:
     UserError: there is no such thing, it cannot be read, or ids are not unique.
   """
-  if source.is_dir():
-    clips = _of_folder(source)
-  elif not source.is_file():
-    raise UserError(f"--input={source} does not exist")
-  elif source.suffix in _READERS:
-    clips = list(_of_manifest(source))
+  name = name or f"--input={path}"
+  if path.is_dir():
+    clips = _of_folder(name, path)
+  elif not path.is_file():
+    raise UserError(f"{name} does not exist")
+  elif path.suffix in _READERS:
+    clips = list(_of_manifest(name, path))
   else:
     raise UserError(
-      f"--input={source}: expected a folder, a manifest "
+      f"{name}: expected a folder, a manifest "
       f"({', '.join(MANIFESTS)}) or an archive ({', '.join(ARCHIVES)})"
     )
   if not clips:
-    raise UserError(f"--input={source}: no audio in it")
+    raise UserError(f"{name}: no audio in it")
   clips.sort()
   for one, other in zip(clips, clips[1:]):
     if one.id == other.id:
-      raise UserError(f"--input={source}: two clips have the id {one.id!r}")
+      raise UserError(f"{name}: two clips have the id {one.id!r}")
   return clips
 
 
@@ -148,43 +186,48 @@ def _extract(
       shutil.copyfileobj(source, target)
 
 
-def _of_folder(root: Path) -> list[Clip]:
+def _of_folder(name: str, root: Path) -> list[Clip]:
   texts = {}
   for file in root.rglob("*.trans.txt"):
-    for line in file.read_text("utf-8", "replace").splitlines():
-      name, _, text = line.partition(" ")
-      texts[str(file.parent / name)] = text
+    for line in file.read_text("utf-8", "replace").split("\n"):
+      clip, _, text = line.strip().partition(" ")
+      texts[str(file.parent / clip)] = text
   clips = []
-  for name, path in zip(*list_files(f"--input={root}", str(root))):
+  for clip, path in zip(*list_files(name, str(root))):
     metadata = {}
-    if found := _LIBRISPEECH.search(name):
+    if found := _LIBRISPEECH.search(clip):
       metadata["speaker"] = found[1]
     if text := texts.get(os.path.splitext(path)[0]):
       metadata["text"] = text
-    clips.append(Clip(name, path, metadata))
+    clips.append(Clip(clip, path, metadata))
   return clips
 
 
-def _of_manifest(path: Path) -> Iterator[Clip]:
+def _of_manifest(name: str, path: Path) -> Iterator[Clip]:
   try:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
       for number, (root, line) in enumerate(_READERS[path.suffix](file), 1):
-        name = next((line[k] for k in _FILE if line.get(k)), None)
-        if not isinstance(name, str):
+        audio = next((line[k] for k in _FILE if line.get(k)), None)
+        if not isinstance(audio, str):
           raise UserError(
-            f"--input={path}, clip {number}: names no file (one of "
-            f"{', '.join(_FILE)})"
+            f"{name}, clip {number}: names no file (one of {', '.join(_FILE)})"
           )
-        metadata = {k: line[k] for k in _KEPT if line.get(k)}
-        clip = str(line.get("id") or name)
-        yield Clip(clip, str(path.parent / root / name), metadata)
+        metadata = {
+          key: value
+          for key, value in line.items()
+          if key not in _NOT_KEPT
+          and isinstance(value, str | int | float)
+          and value != ""
+        }
+        clip = str(line.get("id") or audio)
+        yield Clip(clip, str(path.parent / root / audio), metadata)
   except (
     OSError,
     UnicodeDecodeError,
     json.JSONDecodeError,
     csv.Error,
   ) as error:
-    raise UserError(f"--input={path} cannot be read ({error})") from error
+    raise UserError(f"{name} cannot be read ({error})") from error
 
 
 def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:

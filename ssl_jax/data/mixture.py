@@ -14,7 +14,13 @@ from ssl_jax.errors import UserError
 Open = Callable[[ConfigDict, str], Source]
 
 # Of a part: the key that says where it is.
-_WHERE = {"folder": "dir", "records": "dir", "tfds": "name", "embedded": ""}
+_WHERE = {
+  "folder": "dir",
+  "manifest": "dir",
+  "records": "dir",
+  "tfds": "name",
+  "embedded": "",
+}
 
 
 class Mixture:

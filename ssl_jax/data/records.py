@@ -27,7 +27,6 @@ from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
-SPLITS = ("train", "valid")
 FORMAT = 1
 _OPTIONS = "group_size:1,uncompressed"  # Any clip is one short read.
 
@@ -92,15 +91,15 @@ def open_split(config: ConfigDict, split: str) -> Records:
   """Train: all of `dir` but what is held out; valid: that, or `valid_dir`.
 
   Args:
-    config: `config.data`; `dir`, `valid_dir`, `valid_fraction` and
-      `min_seconds` are read.
-    split: one of SPLITS.
+    config: `config.data`; `dir`, `valid_dir`, `split_key`,
+      `valid_fraction` and `min_seconds` are read.
+    split: one that clips have under `split_key`; without that key, train or
+      valid, held out.
 
   Raises:
     UserError: unknown split; a folder that is no prepared corpus; every clip is
       too short.
   """
-  source.check_choice("split", split, SPLITS)
   key = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   name = f"--config.data.{key}={config[key]!r}"
   records = open_records(name, Path(config[key]).expanduser())
@@ -119,7 +118,7 @@ def open_split(config: ConfigDict, split: str) -> Records:
   if config.valid_dir:
     return records
   return records.select(
-    source.hold_out(name, records.ids, config.valid_fraction, split)
+    source.choose_split(name, records.ids, records.metadata, config, split)
   )
 
 

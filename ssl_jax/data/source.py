@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data import audio
@@ -144,6 +145,41 @@ def report_skipped(
       ", ".join(f"{clip!r} ({reason})" for clip, reason in skipped[:_NAMED]),
       ", ..." if len(skipped) > _NAMED else "",
     )
+
+
+def choose_split(
+  name: str,
+  ids: Sequence[str],
+  metadata: Sequence[dict[str, Any]],
+  config: ConfigDict,
+  split: str,
+) -> list[int]:
+  """Places of a split's clips: by their metadata, or held out.
+
+  Args:
+    name: of the source, as the user gave it.
+    ids: of all clips.
+    metadata: of all clips.
+    config: `config.data`; `split_key` and `valid_fraction` are read.
+    split: of the clips.
+
+  Raises:
+    UserError: there is no such split.
+  """
+  if not config.split_key:
+    if split not in ("train", "valid"):
+      raise UserError(
+        f"{name} has no split {split!r}: name the metadata key that says a "
+        "clip's split by --config.data.split_key"
+      )
+    return hold_out(name, ids, config.valid_fraction, split)
+  splits = [str(known.get(config.split_key)) for known in metadata]
+  if split not in splits:
+    raise UserError(
+      f"{name}: no clip has {split!r} as its {config.split_key!r} "
+      f"(--config.data.split_key), but {', '.join(sorted({*splits}))}"
+    )
+  return [i for i, own in enumerate(splits) if own == split]
 
 
 def hold_out(

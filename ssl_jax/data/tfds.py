@@ -27,10 +27,11 @@ from ssl_jax.data.examples import Feature
 from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
 
-SPLITS = ("train", "valid")
+SPLITS = ("train", "valid", "test")
 
 _SPEAKERS_ARE_LABELS = ("voxceleb",)
 _VALID_SPLITS = ("dev_clean", "validation", "dev", "valid")
+_TEST_SPLITS = ("test_clean", "test")
 _PREPARE = (
   'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
   "data_dir={dir!r}, file_format='array_record').download_and_prepare({how})\""
@@ -101,14 +102,22 @@ def open_split(config: ConfigDict, split: str) -> Examples:
   source.check_choice("split", split, SPLITS)
   key = f"--config.data.name={config.name!r}"
   dataset = _Dataset(key, config.name, config.dir, config.sample_rate)
-  names = dataset.splits
-  valid = config.valid_split or next(
-    (name for name in _VALID_SPLITS if name in names), ""
-  )
-  if valid and split == "valid":
-    return dataset.open(valid, config.min_seconds)
+  given = {"valid": config.valid_split, "test": config.test_split}
+  usual = {"valid": _VALID_SPLITS, "test": _TEST_SPLITS}
+  own = {
+    name: given[name]
+    or next((s for s in usual[name] if s in dataset.splits), "")
+    for name in given
+  }
+  if own.get(split):
+    return dataset.open(own[split], config.min_seconds)
+  if split == "test":
+    raise UserError(
+      f"{key} has no test split: give one of {', '.join(dataset.splits)} as "
+      "--config.data.test_split"
+    )
   whole = dataset.open(config.train_split, config.min_seconds)
-  if valid:
+  if own["valid"]:
     return whole
   return whole.select(
     source.hold_out(key, whole.ids, config.valid_fraction, split)

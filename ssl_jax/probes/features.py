@@ -1,0 +1,199 @@
+"""Frozen features of a corpus, computed once and kept on disk.
+
+Heads train for many epochs on what an encoder says once. A cache is a folder:
+features.npy, float16 [frames or clips, L + 1, D]; clips.json, whose offsets
+they are; progress.json, how many batches are written: killed, it goes on.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ssl_jax import SAMPLE_RATE, num_frames
+from ssl_jax.data.source import Source
+from ssl_jax.errors import UserError
+from ssl_jax.files import write_atomically
+from ssl_jax.labelling import frames
+
+_SYNC_BATCHES = 20  # What a kill may undo.
+
+
+class Encoder(NamedTuple):
+  """All that a probe knows of a model.
+
+  Attributes:
+    name: for tables.
+    states: (waveform [B, S] float, length [B]) -> [L + 1, B, T, D], of frames
+      of 20 ms.
+    shape: (L + 1, D).
+    identity: of its parameters; the same for the same states.
+    flops: forward, of a clip of so many samples.
+  """
+
+  name: str
+  states: Callable[[jax.Array, jax.Array], jax.Array]
+  shape: tuple[int, int]
+  identity: str
+  flops: Callable[[int], float]
+
+
+class Features(NamedTuple):
+  """Of N clips.
+
+  Attributes:
+    values: float16 [M, L + 1, D], on disk; of one row a clip if pooled.
+    offsets: int64 [N + 1]: rows offsets[i] to offsets[i + 1] are clip i's.
+  """
+
+  values: np.ndarray
+  offsets: np.ndarray
+
+  def clip(self, index: int) -> np.ndarray:
+    """Float16 [T, L + 1, D]."""
+    return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+def extract(
+  encoder: Encoder,
+  source: Source,
+  config: ConfigDict,
+  pooled: bool,
+  folder: Path,
+  by_row: Sharding,
+) -> Features:
+  """The features of all clips, from the cache if they are there.
+
+  Args:
+    encoder: whose states they are.
+    source: of the clips; each is encoded whole.
+    config: of the probe; `features`, `data`, `eval` and `loader` are read.
+    pooled: keep the mean over a clip's frames alone.
+    folder: of all caches.
+    by_row: how a batch is placed on the devices.
+
+  Raises:
+    UserError: they would take more than `features.cache_gb`.
+  """
+  count = (
+    np.ones(len(source.ids), np.int64)
+    if pooled
+    else num_frames(source.num_samples)
+  )
+  offsets = np.concatenate([[0], np.cumsum(count)])
+  shape = (int(offsets[-1]), *encoder.shape)
+  cache = folder / _key(encoder, source, config, pooled)
+  path, progress = cache / "features.npy", cache / "progress.json"
+  settings = _whole_clips(config, source)
+  pieces = frames.make_pieces(settings, source)
+  start = 0
+  if progress.exists():
+    start = json.loads(progress.read_text())["batches"]
+    values = np.lib.format.open_memmap(path, "r+")
+  else:
+    _make_room(folder, 2 * int(np.prod(shape)), config.features.cache_gb)
+    cache.mkdir(parents=True, exist_ok=True)
+    values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    write_atomically(progress, json.dumps({"batches": 0}))
+  with tqdm(
+    total=len(pieces),
+    initial=start,
+    desc=f"features of {encoder.name}",
+    unit="batch",
+    delay=1,
+    disable=None,
+  ) as bar:
+    batches = frames.each_batch(
+      settings,
+      source,
+      pieces,
+      _frames_of(encoder, config.features.normalize, pooled),
+      by_row,
+      start,
+    )
+    for index, (clips, _, found, real) in enumerate(batches, start + 1):
+      for clip, row, n in zip(clips.tolist(), found, real.tolist()):
+        if clip >= 0:
+          values[offsets[clip] : offsets[clip] + n] = row[:n]
+      bar.update()
+      if index % _SYNC_BATCHES == 0 or index == len(pieces):
+        values.flush()
+        write_atomically(progress, json.dumps({"batches": index}))
+  if source.damaged:
+    clip, reason = next(iter(source.damaged.items()))
+    raise UserError(
+      f"{len(source.damaged)} clips cannot be read, the first being {clip!r} "
+      f"({reason}): leave them out"
+    )
+  return Features(values, offsets)
+
+
+def _frames_of(encoder: Encoder, normalize: bool, pooled: bool) -> Any:
+  def frames_of(
+    waveform: jax.Array, length: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    states = encoder.states(waveform, length).astype(jnp.float32)
+    if normalize:  # As s3prl's LayerNorm without parameters.
+      states -= states.mean(axis=-1, keepdims=True)
+      states *= jax.lax.rsqrt(states.var(axis=-1, keepdims=True) + 1e-5)
+    states = states.transpose(1, 2, 0, 3)  # [B, T, L + 1, D]
+    real = num_frames(length)
+    if pooled:
+      inside = jnp.arange(states.shape[1]) < real[:, None]
+      total = jnp.where(inside[..., None, None], states, 0).sum(axis=1)
+      states = (total / jnp.maximum(1, real)[:, None, None])[:, None]
+      real = jnp.minimum(1, real)
+    limit = float(jnp.finfo(jnp.float16).max)
+    return jnp.clip(states, -limit, limit).astype(jnp.float16), real
+
+  return frames_of
+
+
+def _whole_clips(config: ConfigDict, source: Source) -> ConfigDict:
+  """The config with buckets that hold the longest clip."""
+  settings = config.copy_and_resolve_references()
+  longest = source.num_samples.max() / SAMPLE_RATE
+  buckets = [s for s in settings.data.bucket_seconds if s < longest]
+  settings.data.bucket_seconds = (*buckets, float(np.ceil(longest * 10) / 10))
+  return settings
+
+
+def _key(
+  encoder: Encoder, source: Source, config: ConfigDict, pooled: bool
+) -> str:
+  digest = hashlib.sha256()
+  facts = encoder.identity, encoder.shape, config.features.normalize, pooled
+  digest.update(repr(facts).encode())
+  digest.update("\0".join(source.ids).encode())
+  digest.update(np.ascontiguousarray(source.num_samples))
+  return digest.hexdigest()[:24]
+
+
+def _make_room(folder: Path, size: int, limit_gb: float) -> None:
+  """Removes caches, the oldest first, until `size` more bytes fit the limit."""
+  if size > limit_gb * 1e9:
+    raise UserError(
+      f"the features take {size / 1e9:.3g} GB: raise "
+      f"--config.features.cache_gb={limit_gb:g}, or probe less audio"
+    )
+  held = []
+  if folder.is_dir():
+    for cache in folder.iterdir():
+      file = cache / "features.npy"
+      if file.is_file():
+        held.append((file.stat().st_mtime, file.stat().st_size, cache))
+  total = sum(bytes_ for _, bytes_, _ in held) + size
+  for _, bytes_, cache in sorted(held):
+    if total <= limit_gb * 1e9:
+      break
+    shutil.rmtree(cache)
+    total -= bytes_

@@ -1,0 +1,209 @@
+"""A task, probed: the model's score beside those of what it should beat."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from ml_collections import ConfigDict
+
+from ssl_jax.data import open_source
+from ssl_jax.data.source import Source, check_choice
+from ssl_jax.errors import UserError
+from ssl_jax.files import write_atomically
+from ssl_jax.probes import TASKS, fit
+from ssl_jax.probes.features import Encoder, extract
+from ssl_jax.probes.picture import draw
+from ssl_jax.probes.tasks import Labelled, Task
+
+SPLITS = ("train", "valid", "test")
+
+
+def probe(
+  config: ConfigDict,
+  encoders: Sequence[Encoder],
+  cache: Path,
+  out: Path,
+  by_row: Sharding,
+) -> dict[str, Any]:
+  """Probes one task with every encoder; writes TASK.json and TASK.png.
+
+  Args:
+    config: of the probe.
+    encoders: the model, then what it is compared with.
+    cache: of features.
+    out: where the results go.
+    by_row: how a batch is placed on the devices.
+
+  Returns:
+    Of the first encoder: task, metric, profile, dev, test, std, learning_rate,
+    seeds, updates, flops, layer_weights, grid; of the others `baselines`, the
+    same by name.
+
+  Raises:
+    UserError: the corpus has not what the task needs.
+  """
+  check_choice("task", config.task, TASKS)
+  splits = {split: _open(config, split) for split in SPLITS}
+  task, labelled = TASKS[config.task](config, splits)
+  results = []
+  for encoder in encoders:
+    started = time.monotonic()
+    found = _probe_one(config, task, labelled, encoder, cache, by_row)
+    found["seconds"] = time.monotonic() - started
+    results.append(found)
+    logging.getLogger("ssl_jax").info(
+      "%14s  %s of %s: %.4f +- %.4f (dev %.4f, learning rate %g)",
+      encoder.name,
+      task.metric,
+      task.name,
+      found["test"],
+      found["std"],
+      found["dev"],
+      found["learning_rate"],
+    )
+  first, *others = results
+  result = {
+    "task": task.name,
+    "metric": task.metric,
+    "profile": config.profile,
+    "corpus": _corpus(config),
+    "clips": {split: len(x.source.ids) for split, x in labelled.items()},
+    "encoder": encoders[0].name,
+    **first,
+    "baselines": {
+      encoder.name: found for encoder, found in zip(encoders[1:], others)
+    },
+    "config": json.loads(config.to_json()),
+  }
+  out.mkdir(parents=True, exist_ok=True)
+  write_atomically(out / f"{task.name}.json", json.dumps(result, indent=2))
+  draw(result, out / f"{task.name}.png")
+  return result
+
+
+def short(result: dict[str, Any]) -> dict[str, Any]:
+  """What a person compares: no grid, no config."""
+  keys = ("task", "metric", "profile", "corpus", "encoder")
+  of_each = ("dev", "test", "std", "learning_rate", "seeds", "CER")
+  return (
+    {key: result[key] for key in keys}
+    | {key: result[key] for key in of_each if key in result}
+    | {
+      "baselines": {
+        name: {key: x[key] for key in of_each if key in x}
+        for name, x in result["baselines"].items()
+      }
+    }
+  )
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+  """A line a task, a column an encoder."""
+  names = [results[0]["encoder"], *results[0]["baselines"]]
+  lines = [f"{'':14}" + "".join(f"{name:>20}" for name in names)]
+  for result in results:
+    cells = [result, *result["baselines"].values()]
+    scores = [f"{100 * x['test']:.2f} +- {100 * x['std']:.2f}" for x in cells]
+    label = f"{result['task']}, {result['metric']}, %"
+    lines.append(f"{label:14}" + "".join(f"{score:>20}" for score in scores))
+  return "\n".join(lines)
+
+
+def _probe_one(
+  config: ConfigDict,
+  task: Task,
+  labelled: dict[str, Labelled],
+  encoder: Encoder,
+  cache: Path,
+  by_row: Sharding,
+) -> dict[str, Any]:
+  split = {
+    name: fit.Split(
+      extract(encoder, x.source, config, task.pooled, cache, by_row), x.targets
+    )
+    for name, x in labelled.items()
+  }
+  fitted = fit.fit(
+    config,
+    task,
+    task.head,
+    split["train"],
+    split["valid"],
+    f"{task.name}, {encoder.name}",
+  )
+  mean = fitted.dev.mean(axis=0)  # Of the seeds, [R].
+  best = int(np.argmax(mean if task.higher_is_better else -mean))
+  params = jax.tree.map(lambda x: x[:, best : best + 1], fitted.params)
+  said = fit.predictions(
+    task,
+    fit.make_predict(task, task.head),
+    params,
+    split["test"],
+    config.fit.batch_size,
+  )
+  targets = split["test"].targets
+  seeds = range(config.fit.num_seeds)
+  test = [task.score([x[s, 0] for x in said], targets) for s in seeds]
+  more = [
+    task.more([x[s, 0] for x in said], targets) if task.more else {}
+    for s in seeds
+  ]
+  weights = jax.nn.softmax(params["head"]["weighted"]["layers"][:, 0], axis=-1)
+  rates = config.fit.learning_rates
+  forward = sum(
+    encoder.flops(int(n))
+    for x in labelled.values()
+    for n in x.source.num_samples
+  )
+  return {
+    "dev": float(mean[best]),
+    "test": float(np.mean(test)),
+    "std": float(np.std(test, ddof=1)) if len(test) > 1 else 0.0,
+    "tests": test,
+    "learning_rate": rates[best],
+    "seeds": config.fit.num_seeds,
+    "updates": config.fit.updates,
+    "normalized": config.features.normalize,
+    "flops": {
+      "features": float(forward),
+      "heads": fitted.flops * fitted.dev.size,
+    },
+    "layer_weights": np.asarray(weights).mean(axis=0).tolist(),
+    "grid": {
+      f"{rate:g}": {
+        "dev": fitted.dev[:, r].tolist(),
+        "best_at": fitted.updates[:, r].tolist(),
+      }
+      for r, rate in enumerate(rates)
+    },
+  } | {key: float(np.mean([x[key] for x in more])) for key in more[0]}
+
+
+def _open(config: ConfigDict, split: str) -> Source:
+  """The clips of a split whose metadata are as `where` has them."""
+  source = open_source(config.data, split)
+  for condition in filter(None, config.where):
+    key, equals, values = condition.partition("=")
+    kept = [
+      i
+      for i, known in enumerate(source.metadata)
+      if known.get(key) and (not equals or str(known[key]) in values.split("|"))
+    ]
+    if not kept:
+      raise UserError(
+        f"config.where: no clip of {split} has {condition!r} in its metadata"
+      )
+    source = source.select(kept)
+  return source
+
+
+def _corpus(config: ConfigDict) -> str:
+  data = config.data
+  place = data.name if data.source == "tfds" else Path(data.dir).name
+  return f"{data.source}:{place}" if place else data.source

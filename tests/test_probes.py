@@ -1,0 +1,377 @@
+"""Probes: metrics and losses against others', heads that find what is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jiwer
+import numpy as np
+import pytest
+import torch
+
+from ssl_jax import config as config_lib
+from ssl_jax import num_frames
+from ssl_jax.errors import UserError
+from ssl_jax.probes import (
+  TASKS,
+  classify,
+  ctc,
+  encoders,
+  features,
+  fit,
+  heads,
+  metrics,
+  run,
+  verify,
+)
+from ssl_jax.training import sharding
+
+ROOT = Path(__file__).parents[1]
+BY_ROW = sharding.over_devices()[0]
+
+
+def settings(task="ks", **changes):
+  config = config_lib.load(f"{ROOT}/configs/probe.py:task={task}")
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def splits(config):
+  return {split: run._open(config, split) for split in run.SPLITS}
+
+
+def test_ctc_is_torchs():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(6, 30, 9)).astype(np.float32) * 3
+  length = np.array([30, 25, 12, 7, 30, 5])
+  count = np.array([8, 12, 1, 4, 10, 5])  # The last two: repeats, too short.
+  tokens = rng.integers(1, 9, (6, 12))
+  tokens[4, :10] = 3
+  tokens[5, :5] = 2
+  ours = ctc.ctc_loss(logits, length, tokens, count)
+  theirs = torch.nn.functional.ctc_loss(
+    torch.tensor(logits).log_softmax(-1).transpose(0, 1),
+    torch.tensor(tokens),
+    torch.tensor(length),
+    torch.tensor(count),
+    reduction="none",
+    zero_infinity=True,
+  )
+  theirs = theirs.numpy() / count
+  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  assert theirs[5] == 0 and (theirs[:5] > 0).all()
+
+
+def test_error_rates_are_jiwers():
+  rng = np.random.default_rng(1)
+  words = "a quick brown fox it's over the".split()
+  said, heard = [], []
+  for _ in range(40):
+    said.append(list(rng.choice(words, rng.integers(1, 12))))
+    heard.append(list(rng.choice(words, rng.integers(0, 12))))
+  joined = [" ".join(x) for x in said], [" ".join(x) for x in heard]
+  assert metrics.error_rate(said, heard) == pytest.approx(jiwer.wer(*joined))
+  assert metrics.error_rate(*joined) == pytest.approx(jiwer.cer(*joined))
+  with pytest.raises(ValueError, match="no reference"):
+    metrics.error_rate([[]], [["a"]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_error_rate_is_that_of_a_sweep(seed):
+  rng = np.random.default_rng(seed)
+  same = rng.random(400) < 0.3
+  scores = rng.normal(size=400) + 1.5 * same
+  if seed == 3:
+    scores = np.round(scores, 1)  # Ties.
+  fine = np.unique(scores)
+  accepted = np.array([(scores[~same] >= t).mean() for t in fine])
+  rejected = np.array([(scores[same] < t).mean() for t in fine])
+  at = np.argmin(np.abs(accepted - rejected))
+  swept = (accepted[at] + rejected[at]) / 2
+  found = metrics.equal_error_rate(scores, same)
+  assert found == pytest.approx(swept, abs=0.01)
+
+
+def test_equal_error_rate_at_the_ends():
+  same = np.array([True, True, False, False])
+  assert metrics.equal_error_rate(np.array([4, 3, 2, 1]), same) == 0
+  assert metrics.equal_error_rate(np.array([1, 2, 3, 4]), same) == 1
+  assert metrics.equal_error_rate(np.ones(4), same) == 0.5
+  with pytest.raises(ValueError, match="one kind"):
+    metrics.equal_error_rate(np.ones(2), np.ones(2, bool))
+
+
+def test_am_softmax_is_its_formula():
+  rng = np.random.default_rng(2)
+  x, w = rng.normal(size=(5, 7)), rng.normal(size=(7, 3))
+  who = np.array([0, 2, 1, 1, 0])
+  expected = []
+  for row, mine in zip(x, who):
+    cosine = [
+      row @ w[:, j] / np.linalg.norm(row) / np.linalg.norm(w[:, j])
+      for j in range(3)
+    ]
+    top = np.exp(30 * (cosine[mine] - 0.4))
+    rest = sum(np.exp(30 * cosine[j]) for j in range(3) if j != mine)
+    expected.append(-np.log(top / (top + rest)))
+  ours = verify.am_softmax(jnp.asarray(x), jnp.asarray(w), jnp.asarray(who))
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_collapsing_drops_repeats_not_tokens():
+  said = np.array([0, 3, 3, 0, 3, 4, 4, 4, 0])
+  assert [t for t in ctc.collapse(said) if t] == [3, 3, 4]
+
+
+@pytest.mark.parametrize("head", ["frames", "lstm", "xvector"])
+def test_padding_changes_nothing(head):
+  made = {
+    "frames": heads.Frames(8, 5, 0, 0, 0.0),
+    "lstm": heads.Frames(8, 5, 2, 6, 0.2),
+    "xvector": heads.XVector(8),
+  }[head]
+  x = jax.random.normal(jax.random.key(0), (2, 9, 3, 4))
+  length = jnp.array([9, 6])
+  params = made.init(jax.random.key(1), x, length, None)
+  padded = jnp.concatenate([x, 7 * jnp.ones((2, 5, 3, 4))], axis=1)
+  padded = padded.at[1, 6:].set(5.0)
+  short = made.apply(params, x, length, None)
+  long = made.apply(params, padded, length, None)
+  for row, n in enumerate((9, 6)):
+    part = (row,) if head == "xvector" else (row, slice(n))
+    np.testing.assert_allclose(long[part], short[part], atol=1e-5)
+
+
+def test_spec_augment_masks_frames_and_channels_of_all_layers():
+  x = jnp.ones((4, 100, 3, 96))
+  length = jnp.array([100, 60, 100, 30])
+  found = np.asarray(heads.spec_augment(x, length, jax.random.key(0)))
+  assert (found == found[:, :, :1]).all()
+  for row, n in zip(found[:, :, 0], length):
+    frames, channels = ~row.any(axis=1), ~row.any(axis=0)
+    assert not frames[n:].any() and frames.sum() <= 80
+    assert channels.sum() <= 4 * 96 * 50 / 768
+    assert ((row == 0) == (frames[:, None] | channels)).all()
+  assert 0.02 < (found == 0).mean() < 0.98
+
+
+def test_features_are_the_states_of_each_clip(tmp_path):
+  config = settings(task="sid", **{"features.normalize": False})
+  source = run._open(config, "test")
+  encoder = encoders.log_mel()
+  whole = features.extract(encoder, source, config, False, tmp_path, BY_ROW)
+  pooled = features.extract(encoder, source, config, True, tmp_path, BY_ROW)
+  for i in (0, 3, len(source.ids) - 1):
+    audio = source.read(i, 0, 1 << 40).astype(np.float32)[None] / 2**15
+    expected = encoder.states(jnp.asarray(audio), jnp.array([audio.size]))[0, 0]
+    got = whole.clip(i)
+    assert got.shape == (num_frames(audio.size), 1, 160)
+    np.testing.assert_allclose(got[:, 0], expected, atol=0.02)
+    np.testing.assert_allclose(
+      pooled.clip(i)[0, 0], expected.mean(axis=0), atol=0.02
+    )
+
+
+def test_features_are_computed_once_gone_on_with_and_bounded(
+  tmp_path, monkeypatch
+):
+  config = settings(**{"eval.batch_seconds": 2.0})
+  source, calls = run._open(config, "valid"), []
+  encoder = encoders.log_mel()
+
+  def states(waveform, length):
+    jax.debug.callback(lambda: calls.append(1))
+    return encoder.states(waveform, length)
+
+  counted = encoder._replace(states=states)
+  arguments = counted, source, config, False, tmp_path, BY_ROW
+  monkeypatch.setattr(features, "_SYNC_BATCHES", 1)
+  first = np.array(features.extract(*arguments).values)
+  made = len(calls)
+  assert made > 2
+  np.testing.assert_array_equal(features.extract(*arguments).values, first)
+  assert len(calls) == made
+  # As a kill after the second batch leaves it.
+  (cache,) = tmp_path.iterdir()
+  (cache / "progress.json").write_text(json.dumps({"batches": 2}))
+  again = features.extract(*arguments).values
+  np.testing.assert_array_equal(again, first)
+  assert len(calls) == made + made - 2
+  # Room is made by removing the oldest.
+  config.features.cache_gb = 1.5 * first.nbytes / 1e9
+  other = counted._replace(identity="another")
+  features.extract(other, source, config, False, tmp_path, BY_ROW)
+  assert len([*tmp_path.iterdir()]) == 1 and not cache.exists()
+  config.features.cache_gb = 1e-6
+  with pytest.raises(UserError, match="the features take"):
+    features.extract(counted, source, config, False, tmp_path, BY_ROW)
+
+
+def synthetic(clips, classes, informative, seed):
+  """Pooled features of three layers, of which one says the class."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, classes, clips)
+  x = rng.normal(size=(clips, 3, 16)).astype(np.float16)
+  centres = np.random.default_rng(9).normal(size=(classes, 16))
+  x[:, informative] = centres[labels] + 0.3 * x[:, informative]
+  offsets = np.arange(clips + 1)
+  return fit.Split(
+    features.Features(x, offsets), {"slot0": labels.astype(np.int32)}
+  )
+
+
+@pytest.fixture
+def task():
+  made, _ = classify.make(settings(), splits(settings()))
+  return made._replace(head=heads.Classifier(32, (5,)), balanced=False)
+
+
+def test_heads_find_the_layer_and_the_rate(task):
+  config = settings()
+  config.fit.learning_rates = (1e-7, 1e-2)
+  config.fit.updates, config.fit.eval_every = 200, 50
+  train, dev = synthetic(300, 5, 1, 0), synthetic(100, 5, 1, 1)
+  fitted = fit.fit(config, task, task.head, train, dev, "")
+  assert fitted.dev.shape == (3, 2) and fitted.flops > 0
+  assert fitted.dev[:, 1].min() > 0.95 and fitted.dev[:, 0].max() < 0.6
+  logits = np.asarray(fitted.params["head"]["weighted"]["layers"])
+  assert (logits[:, 1].argmax(axis=-1) == 1).all()
+  # Seeds are different heads.
+  kernels = np.asarray(fitted.params["head"]["slot0"]["kernel"][:, 1])
+  assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+def test_a_grid_is_its_members(task):
+  """Each rate as if it were alone, its best on dev kept."""
+  train, dev = synthetic(200, 5, 1, 0), synthetic(60, 5, 1, 1)
+  rates, alone = (3e-3, 1e-4), []
+  config = settings()
+  config.fit.updates, config.fit.eval_every = 60, 20
+  config.fit.learning_rates = rates
+  both = fit.fit(config, task, task.head, train, dev, "")
+  for i, rate in enumerate(rates):
+    config.fit.learning_rates = (rate,)
+    alone = fit.fit(config, task, task.head, train, dev, "")
+    np.testing.assert_allclose(both.dev[:, i], alone.dev[:, 0], atol=0.02)
+    for a, b in zip(
+      jax.tree.leaves(both.params), jax.tree.leaves(alone.params)
+    ):
+      np.testing.assert_allclose(a[:, i], b[:, 0], atol=1e-4)
+
+
+def test_balanced_draws_have_every_class_alike(task):
+  config = settings()
+  config.fit.chunk_size = config.fit.eval_every = 100
+  train = synthetic(300, 2, 1, 0)
+  train.targets["slot0"][:] = np.arange(300) < 30
+  drawn = fit.Sampler(config, task._replace(balanced=True), train).chunk(0)
+  assert drawn["slot0"].mean() == pytest.approx(0.5, abs=0.03)
+  drawn = fit.Sampler(config, task, train).chunk(0)
+  assert drawn["slot0"].mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_phones_are_the_lexicons():
+  config = settings("pr")
+  _, labelled = TASKS["pr"](config, splits(config))
+  source, targets = labelled["train"]
+  assert len(source.ids) == len(targets["count"]) > 90
+  lexicon = ctc._lexicon()
+  assert lexicon["seven"] == ["S", "EH1", "V", "AH0", "N"]
+  texts = {x["text"]: n for x, n in zip(source.metadata, targets["count"])}
+  assert texts["seven"] == 5 + 1  # SUPERB's end of sequence.
+  assert all(x["language"].startswith("en") for x in source.metadata)
+
+
+def test_phones_and_characters_are_learned(monkeypatch):
+  """From frames that say the token outright."""
+  monkeypatch.setattr(heads, "spec_augment", lambda x, *_: x)
+  config = settings("asr")
+  config.fit.learning_rates, config.fit.num_seeds = (3e-2,), 1
+  config.fit.updates, config.fit.eval_every = 300, 100
+  for name in ("pr", "asr"):
+    made, labelled = TASKS[name](settings(name), splits(settings(name)))
+    _, targets = labelled["train"]
+    names = int(targets["tokens"].max()) + 1
+    rows, offsets = [], [0]
+    for tokens, count in zip(targets["tokens"], targets["count"]):
+      # A frame of silence, then two of the token.
+      frames = np.stack([np.zeros(count), *[tokens[:count]] * 2], 1).reshape(-1)
+      rows.append(np.eye(names, dtype=np.float16)[frames.astype(int)][:, None])
+      offsets.append(offsets[-1] + len(frames))
+    found = features.Features(np.concatenate(rows), np.array(offsets))
+    split = fit.Split(found, targets)
+    fitted = fit.fit(config, made, made.head, split, split, "")
+    assert fitted.dev.max() < {"pr": 0.05, "asr": 0.5}[name]
+
+
+@pytest.mark.parametrize(
+  "task, changes, said",
+  [
+    ("er", {"label": "emotion"}, "needs 'emotion' of every clip"),
+    ("ic", {}, "needs 'action' of every clip"),
+    ("ks", {"where": ("label_type=none",)}, "no clip of train has"),
+    (
+      "ks",
+      {"label": "licence", "where": ("speaker=ast-allison",)},
+      "all train",
+    ),
+    ("asr", {"where": ("",), "data.min_seconds": 0.1}, "needs 'text'"),
+    ("sid", {"data.split_key": "split", "data.source": "manifest"}, "speaker"),
+    ("asv", {"where": ("speaker=ast-allison",)}, "one kind only"),
+  ],
+)
+def test_what_a_corpus_lacks_is_one_line(task, changes, said):
+  config = settings(task, **changes)
+  config.data.dir = str(ROOT / "ssl_jax" / "data" / "corpus" / "metadata.jsonl")
+  with pytest.raises(UserError) as error:
+    TASKS[task](config, splits(config))
+  assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["ks", "pr", "asv"])
+def test_log_mel_is_probed_by_the_command(tmp_path, task):
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "ssl_jax.probe", "--encoder=logmel"),
+      f"--config=configs/probe.py:task={task}",
+      *("--config.fit.updates=4", "--config.fit.eval_every=2"),
+      *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
+      "--config.where=('label_type=digit','text')",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  said = json.loads(done.stdout.splitlines()[-1])
+  assert said["task"] == task and said["encoder"] == "logmel"
+  assert said["seeds"] == 3 and said["profile"] == "smoke"
+  kept = json.loads((tmp_path / "out" / f"{task}.json").read_text())
+  assert {*kept["grid"]} == {"0.1", "0.01", "0.001"}
+  assert kept["flops"]["features"] > 0 and kept["flops"]["heads"] > 0
+  assert (tmp_path / "out" / f"{task}.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+  "args, status, said",
+  [
+    ([], 2, "--checkpoint is missing"),
+    (["--checkpoint=nowhere"], 1, "holds no checkpoint"),
+    (["--encoder=logmel", "--config.task=xx"], 1, "unknown task"),
+  ],
+)
+def test_wrong_usage_is_one_line_and_a_status(args, status, said):
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "ssl_jax.probe"),
+      *("--config=configs/probe.py", *args),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout) == (status, "")
+  assert said in done.stderr and len(done.stderr.splitlines()) == 1
