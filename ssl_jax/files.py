@@ -20,7 +20,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
-  temporary = path.with_name(path.name + ".tmp")
+  # Of this process: others may write the same file.
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   data = content.encode() if isinstance(content, str) else content
   with temporary.open("wb") as f:
     f.write(data)
