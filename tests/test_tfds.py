@@ -299,6 +299,23 @@ def test_other_formats_are_refused_with_the_command_that_converts(
   assert str(other) in code
 
 
+def test_what_is_torn_is_one_line(root, tmp_path):
+  whole = root / "librispeech" / "default" / "2.1.1"
+  for torn in ("features.json", "dataset_info.json", "dev_clean"):
+    folder = tmp_path / torn / "2.1.1"
+    folder.mkdir(parents=True)
+    for file in whole.iterdir():
+      content = file.read_bytes()
+      cut = len(content) // 3 if torn in file.name else len(content)
+      (folder / file.name).write_bytes(content[:cut])
+    with pytest.raises(UserError, match=r"TFDS prepared|prepare it") as error:
+      data.open_source(settings("", str(folder)), "valid")
+    assert "\n" not in str(error.value)
+  (folder / "features.json").unlink()
+  with pytest.raises(UserError, match="TFDS prepared"):
+    data.open_source(settings("", str(folder)), "valid")
+
+
 def test_a_dataset_becomes_records_once_and_for_all(root, tmp_path):
   folder = root / "librispeech" / "default" / "2.1.1"
   done = subprocess.run(

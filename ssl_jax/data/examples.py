@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ssl_jax.data import audio
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.shards import Shards
+from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
 # What is kept of an example, under the names that datasets have for it.
@@ -80,9 +81,15 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
       ) as pool,
       tqdm(total=len(todo), desc="indexing", unit="file", disable=None) as bar,
     ):
-      waiting = [pool.submit(_index, files[i], feature, kept[i]) for i in todo]
+      waiting = {
+        pool.submit(_index, files[i], feature, kept[i]): i for i in todo
+      }
       for done in concurrent.futures.as_completed(waiting):
-        done.result()
+        try:
+          done.result()
+        except DamagedAudio as damage:
+          file = files[waiting[done]]
+          raise UserError(f"{file} {damage}: prepare it again") from damage
         bar.update()
   return [
     list(map(json.loads, path.read_text("utf-8").splitlines())) for path in kept

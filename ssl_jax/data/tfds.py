@@ -215,9 +215,26 @@ class _Dataset:
 
   def __init__(self, key: str, name: str, data_dir: str, default_rate: int):
     self._key, self._folder = key, find(key, name, data_dir)
-    info = dataset_info.read_proto_from_builder_dir(epath.Path(self._folder))
+    try:
+      folder = epath.Path(self._folder)
+      info = dataset_info.read_proto_from_builder_dir(folder)
+      features = json_format.Parse(
+        (folder / "features.json").read_text(), feature_pb2.Feature()
+      )
+    except (
+      OSError,
+      ValueError,
+      json_format.ParseError,
+      dataset_info.DatasetInfoFileError,
+    ) as error:
+      said = " ".join(str(error).split())
+      raise UserError(
+        f"{key}: {folder} is no dataset that TFDS prepared ({said})"
+      ) from error
     self._splits, self._name = info.splits, info.name
-    self._feature = _audio_feature(key, self._folder, info.name, default_rate)
+    self._feature = _audio_feature(
+      key, self._folder, info.name, features, default_rate
+    )
 
   @property
   def splits(self) -> list[str]:
@@ -230,6 +247,11 @@ class _Dataset:
     clips, places, skipped = [], [], []
     indexes = examples.indexes(files, self._feature)
     for shard, (index, some) in enumerate(zip(indexes, ranges)):
+      if some.stop > len(index):
+        raise UserError(
+          f"{files[shard]} has {len(index)} records, not {some.stop}: prepare "
+          "it again"
+        )
       name = os.path.basename(files[shard]).partition("-")[2]
       for place in some:
         clip = {"id": f"{name.replace('.array_record', '')}/{place}"}
@@ -282,12 +304,14 @@ class _Dataset:
 
 
 def _audio_feature(
-  key: str, folder: Path, dataset: str, default_rate: int
+  key: str,
+  folder: Path,
+  dataset: str,
+  described: feature_pb2.Feature,
+  default_rate: int,
 ) -> Feature:
   """Finds the audio among a dataset's features."""
-  text = (folder / "features.json").read_text()
-  features = json_format.Parse(text, feature_pb2.Feature())
-  features = dict(features.features_dict.features)
+  features = dict(described.features_dict.features)
   found = [name for name in features if features[name].HasField("audio")]
   # Who builds a dataset without TensorFlow has no other choice than these.
   found = found or [name for name in features if _is_list(features[name])]
