@@ -7,8 +7,8 @@
 A head is trained on a learned weighting of all layers, for every learning rate
 of the config and several seeds at once; what is best on dev is tested. Beside
 the model stand its random twin and log-mel frames, unless --encoder asks for
-one alone. Scores go to RUN/probes/TASK.json and .png, features to a cache. The
-last line on stdout is a JSON object.
+one alone. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a
+cache. The last line on stdout is a JSON object.
 """
 
 import logging

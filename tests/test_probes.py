@@ -349,10 +349,12 @@ def test_log_mel_is_probed_by_the_command(tmp_path, task):
   said = json.loads(done.stdout.splitlines()[-1])
   assert said["task"] == task and said["encoder"] == "logmel"
   assert said["seeds"] == 3 and said["profile"] == "smoke"
-  kept = json.loads((tmp_path / "out" / f"{task}.json").read_text())
+  kept = json.loads(
+    (tmp_path / "out" / f"{task}-smoke-logmel.json").read_text()
+  )
   assert {*kept["grid"]} == {"0.1", "0.01", "0.001"}
   assert kept["flops"]["features"] > 0 and kept["flops"]["heads"] > 0
-  assert (tmp_path / "out" / f"{task}.png").stat().st_size > 5_000
+  assert (tmp_path / "out" / f"{task}-smoke-logmel.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize(

@@ -218,13 +218,11 @@ def test_each_question_has_its_figure(tmp_path):
     write_run(tmp_path / f"{objective}-100", objective=objective)
   write_run(tmp_path / "small", "small", loss=3.25)
   write_run(tmp_path / "ten", config=["data.hours=10.0"])
-  probes = {
-    "KS": 0.93,
-    "ASR": {"value": 14.5, "metric": "WER"},
-    "SID": {"accuracy": 0.75, "layer": "all", "tuned": True},
-    "why": "text",
-  }
-  (tmp_path / "small" / "probes.json").write_text(json.dumps(probes))
+  (tmp_path / "small" / "probes").mkdir()
+  for encoder, test in (("model", 0.145), ("logmel", 0.5)):
+    probe = {"task": "asr", "metric": "WER", "profile": "mini", "test": test}
+    path = tmp_path / "small" / "probes" / f"asr-mini-{encoder}.json"
+    path.write_text(json.dumps(probe | {"encoder": encoder}))
   rows, broken = runs.read([tmp_path])
   found = page.write(rows, broken, tmp_path / "out", "T", None)
   assert {Path(figure).stem for figure in found["figures"]} == {
@@ -238,8 +236,8 @@ def test_each_question_has_its_figure(tmp_path):
   words = Page(found["page"]).words
   assert "+0.2500" in words  # Small less Slim.
   (scored,) = (row.probes for row in rows if row.probes)
-  assert scored == {"KS": 0.93, "ASR WER": 14.5, "SID accuracy": 0.75}
-  assert "ASR WER" in words and "14.5" in words
+  assert scored == {"asr WER, mini": 0.145}
+  assert "asr WER, mini" in words and "0.145" in words
 
 
 def test_one_run_without_curves_is_reported(tmp_path):

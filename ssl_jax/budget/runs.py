@@ -291,18 +291,13 @@ def _share(line: dict[str, Any], main: str) -> float:
 
 
 def _probes(workdir: Path) -> dict[str, float]:
-  """{`task` or `task metric`: score}, of whatever has a number."""
-  if not (workdir / "probes.json").exists():
-    return {}
+  """{`task metric, profile`: score on test} of what `ssl_jax.probe` wrote."""
   scores = {}
-  for task, found in _json(workdir, "probes.json").items():
-    if isinstance(found, dict) and "value" in found:
-      found = {str(found.get("metric", "")): found["value"]}
-    elif not isinstance(found, dict):
-      found = {"": found}
-    for metric, value in found.items():
-      if isinstance(value, int | float) and not isinstance(value, bool):
-        scores[f"{task} {metric}".strip()] = float(value)
+  for path in sorted((workdir / "probes").glob("*.json")):
+    found = _json(workdir, f"probes/{path.name}")
+    if found.get("encoder") == "model":
+      name = f"{found['task']} {found['metric']}, {found['profile']}"
+      scores[name] = float(found["test"])
   return scores
 
 

@@ -31,7 +31,7 @@ def probe(
   out: Path,
   by_row: Sharding,
 ) -> dict[str, Any]:
-  """Probes one task with every encoder; writes TASK.json and TASK.png.
+  """Probes one task with every encoder; writes TASK-PROFILE.json and .png.
 
   Args:
     config: of the probe.
@@ -82,8 +82,11 @@ def probe(
     "config": json.loads(config.to_json()),
   }
   out.mkdir(parents=True, exist_ok=True)
-  write_atomically(out / f"{task.name}.json", json.dumps(result, indent=2))
-  draw(result, out / f"{task.name}.png")
+  name = f"{task.name}-{config.profile}"
+  if encoders[0].name != "model":
+    name += f"-{encoders[0].name}"
+  write_atomically(out / f"{name}.json", json.dumps(result, indent=2))
+  draw(result, out / f"{name}.png")
   return result
 
 
