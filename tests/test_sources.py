@@ -1,5 +1,6 @@
 """Sources: what is found, decoded, split, skipped and refused."""
 
+import json
 import logging
 import os
 import pathlib
@@ -23,6 +24,7 @@ def config(**changes):
     dir="",
     valid_dir="",
     valid_fraction=0.2,
+    split_key="",
     hours=0.0,
     min_seconds=0.5,
   )
@@ -262,3 +264,48 @@ def test_what_cannot_be_opened_is_one_line_with_the_remedy(
   with pytest.raises(UserError) as error:
     data.open_source(config(**changes), split)
   assert said in str(error.value) and "\n" not in str(error.value)
+
+
+MANIFEST = [
+  {"file": "a.wav", "speaker": "x", "part": "train", "text": "one"},
+  {"file": "b.wav", "speaker": "y", "part": "train"},
+  {"file": "sub/c.wav", "part": "dev", "label": 3},
+  {"file": "gone.wav", "part": "dev"},
+]
+
+
+def manifest(folder, speech, name="clips.jsonl"):
+  for line in MANIFEST[:3]:
+    write(folder / line["file"], speech)
+  lines = [json.dumps(line) + "\n" for line in MANIFEST]
+  (folder / name).write_text("".join(lines))
+  return str(folder / name)
+
+
+def test_a_manifest_says_what_clips_are_and_where(tmp_path, speech, caplog):
+  path = manifest(tmp_path, speech)
+  settings = config(source="manifest", dir=path, split_key="part")
+  train = data.open_source(settings, "train")
+  assert train.ids == ["a.wav", "b.wav"]
+  assert train.metadata[0] == {"speaker": "x", "part": "train", "text": "one"}
+  dev = data.open_source(settings, "dev")
+  assert dev.ids == ["sub/c.wav"] and dev.metadata[0]["label"] == 3
+  assert "gone.wav" in caplog.text
+  np.testing.assert_array_equal(
+    dev.read(0, 0, 1 << 40), train.read(0, 0, 1 << 40)
+  )
+  with pytest.raises(UserError, match="no clip has 'test' as its 'part'"):
+    data.open_source(settings, "test")
+
+
+def test_a_manifest_without_splits_holds_clips_out(tmp_path, speech):
+  path = manifest(tmp_path, speech)
+  settings = config(source="manifest", dir=path, valid_fraction=0.3)
+  train = data.open_source(settings, "train")
+  valid = data.open_source(settings, "valid")
+  assert len(valid.ids) == 1 and len({*train.ids, *valid.ids}) == 3
+  with pytest.raises(UserError, match="split_key"):
+    data.open_source(settings, "test")
+  settings.valid_dir = manifest(tmp_path / "other", speech)
+  assert len(data.open_source(settings, "train").ids) == 3
+  assert len(data.open_source(settings, "valid").ids) == 3

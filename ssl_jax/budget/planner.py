@@ -54,6 +54,8 @@ def setting_of(config: ConfigDict) -> str:
   if objective == "hubert":
     objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
   corpus = data.source if data.source == "embedded" else data.dir
+  if data.source == "tfds":
+    corpus = data.name
   hours = f", {data.hours:g} h" if data.hours else ""
   return f"{objective}, {config.frontend.name}, {corpus}{hours}"
 

@@ -38,24 +38,26 @@ class Clip(NamedTuple):
 
 
 def open_split(config: ConfigDict, split: str) -> AudioFiles:
-  """The clips that the manifest `dir` has in a split.
+  """The clips that the manifest `dir` has in a split; valid: or `valid_dir`.
 
   Args:
-    config: `config.data`; `dir`, `split_key`, `valid_fraction` and
-      `min_seconds` are read.
+    config: `config.data`; `dir`, `valid_dir`, `split_key`, `valid_fraction`
+      and `min_seconds` are read.
     split: one that clips have under `split_key`; without that key, train or
       valid, held out.
 
   Raises:
     UserError: no such manifest, no such split, or nothing usable.
   """
-  key = f"--config.data.dir={config.dir!r}"
-  clips = find_clips(Path(config.dir).expanduser(), key)
-  metadata = [clip.metadata for clip in clips]
-  chosen = source.choose_split(
-    key, [clip.id for clip in clips], metadata, config, split
-  )
-  clips = [clips[i] for i in chosen]
+  which = "valid_dir" if config.valid_dir and split == "valid" else "dir"
+  key = f"--config.data.{which}={config[which]!r}"
+  clips = find_clips(Path(config[which]).expanduser(), key)
+  if not config.valid_dir or split not in ("train", "valid"):
+    metadata = [clip.metadata for clip in clips]
+    chosen = source.choose_split(
+      key, [clip.id for clip in clips], metadata, config, split
+    )
+    clips = [clips[i] for i in chosen]
   return source.keep_usable(
     key,
     [clip.id for clip in clips],

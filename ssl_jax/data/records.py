@@ -115,7 +115,7 @@ def open_split(config: ConfigDict, split: str) -> Records:
     ],
   )
   records = records.select(long)
-  if config.valid_dir:
+  if config.valid_dir and split in ("train", "valid"):
     return records
   return records.select(
     source.choose_split(name, records.ids, records.metadata, config, split)

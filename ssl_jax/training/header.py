@@ -52,7 +52,8 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
     f"{rows} x {s / SAMPLE_RATE:g} s" for rows, s in header["shapes"]
   )
   data = config.data
-  source = "embedded corpus" if data.source == "embedded" else data.dir
+  named = {"embedded": "embedded corpus", "tfds": data.name}
+  source = named.get(data.source, data.dir)
   rows = {
     "model": f"{config.objective.name}, {config.frontend.name} frontend, "
     f"{config.encoder.num_layers} x {config.encoder.hidden_size}, "
