@@ -15,9 +15,10 @@ goes on. What cannot be read is listed in skipped.jsonl. The last line on stdout
 is a JSON object.
 """
 
+import contextlib
 import logging
 import os
-import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,28 +75,29 @@ def main() -> dict:
         f"{clip!r} ({said}): prepare it again"
       )
     return _said(records.read_header(f"--out={out}", out)) | {"verified": True}
-  started, fresh, unpacked = (
-    time.monotonic(),
-    not out.exists(),
-    out / "unpacked",
-  )
+  started, fresh = time.monotonic(), not out.exists()
   path, (kind, _, name) = Path(_INPUT.value), _INPUT.value.partition(":")
-  if kind == "tfds":
-    source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
-  else:
-    if manifest.is_archive(path):
-      manifest.unpack(path, unpacked)
-      path = manifest.root_of(unpacked)
-    source = manifest.open_clips(manifest.find_clips(path))
-  made = prepare.prepare(
-    source,
-    out,
-    _MIN_SECONDS.value,
-    _MAX_SECONDS.value,
-    _PACK_SECONDS.value,
-    _WORKERS.value,
-  )
-  shutil.rmtree(unpacked, ignore_errors=True)
+  with contextlib.ExitStack() as stack:
+    if kind == "tfds":
+      source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
+    else:
+      if manifest.is_archive(path):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside, where there is room for as much again.
+        unpacked = stack.enter_context(
+          tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent)
+        )
+        manifest.unpack(path, Path(unpacked))
+        path = manifest.root_of(Path(unpacked))
+      source = manifest.open_clips(manifest.find_clips(path))
+    made = prepare.prepare(
+      source,
+      out,
+      _MIN_SECONDS.value,
+      _MAX_SECONDS.value,
+      _PACK_SECONDS.value,
+      _WORKERS.value,
+    )
   taken = time.monotonic() - started
   logging.getLogger("ssl_jax").info(
     "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s%s",

@@ -97,12 +97,20 @@ def test_corpora_of_one_name_stay_apart(corpora):
   twice = f"folder:{corpora}/a,folder:{corpora}/a"
   source = data.open_source(settings(corpora, dir=twice), "train")
   assert len({*source.ids}) == len(source.ids) == 54
+  (corpora / "a.1").symlink_to(corpora / "a")
+  thrice = ",".join(f"folder:{corpora}/{name}" for name in ("a", "a.1", "a"))
+  source = data.open_source(settings(corpora, dir=thrice), "train")
+  assert len({*source.ids}) == len(source.ids) == 81
 
 
 def test_validation_may_be_other_corpora(corpora):
   config = settings(corpora, valid_dir=f"folder:{corpora}/b", dir="embedded")
   valid = data.open_source(config, "valid")
   assert len(valid.ids) == SIZES["b"] and valid.rates is None
+  config = settings(
+    corpora, valid_dir=f"folder:{corpora}/b", dir=f"folder:{corpora}/a"
+  )
+  assert len(data.open_source(config, "train").ids) == SIZES["a"]
 
 
 @pytest.mark.parametrize(

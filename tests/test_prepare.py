@@ -18,7 +18,7 @@ import soundfile
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import audio, manifest, prepare, records
+from ssl_jax.data import audio, manifest, prepare, records, shards
 from ssl_jax.data.batches import load_batch
 from ssl_jax.data.plan import BatchPlan
 from ssl_jax.errors import UserError
@@ -410,3 +410,130 @@ def test_ten_hours_in_a_file_become_records(tmp_path):
   for i in range(600):
     audio = source.read(i, 0, 1 << 40)
     assert np.flatnonzero(audio).tolist() == [1_000] and audio[1_000] == i + 1
+
+
+def noise(path, seconds=0.5, seed=0):
+  rng = np.random.default_rng(seed)
+  samples = rng.integers(-99, 99, int(16_000 * seconds)).astype(np.int16)
+  soundfile.write(path, samples, 16_000)
+  return samples
+
+
+def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, "_SHARD_SECONDS", 0.5)
+  monkeypatch.setattr(shards, "_MOST_OPEN", 3)
+  for i in range(8):
+    noise(tmp_path / f"{i}.wav", seed=i)
+  run(manifest.find_clips(tmp_path), tmp_path / "out")
+  source = opened(tmp_path / "out")
+  for i in [*range(8), *range(8)]:
+    np.testing.assert_array_equal(
+      source.read(i, 0, 1 << 40),
+      audio.read(str(tmp_path / f"{i}.wav"), 0, 9_999),
+    )
+  assert source._files._reader.cache_info().currsize == 3
+
+
+def test_a_kill_before_a_shards_list_of_the_skipped(clips, tmp_path):
+  run(clips[:9], tmp_path / "out")
+  first = (tmp_path / "out" / "dataset.json").read_text()
+  (tmp_path / "out" / "dataset.json").unlink()
+  (tmp_path / "out" / "shards" / "00000.skipped").unlink()
+  run(clips[:9], tmp_path / "out")
+  assert (tmp_path / "out" / "dataset.json").read_text() == first
+
+
+def test_a_pack_loses_only_its_damaged_clip(tmp_path):
+  kept = [noise(tmp_path / f"{i}.wav", seed=i) for i in range(4)]
+  bad = np.zeros(8_000, np.float32)
+  bad[7] = np.nan
+  soundfile.write(tmp_path / "1.wav", bad, 16_000, subtype="FLOAT")
+  packed = [
+    manifest.Clip(
+      f"{i}", str(tmp_path / f"{i}.wav"), {"speaker": "a", "text": "x"}
+    )
+    for i in range(4)
+  ]
+  run(packed, tmp_path / "out", pack_seconds=10.0)
+  source = opened(tmp_path / "out")
+  assert source.metadata[0]["packed"] == ["0", "2", "3"]
+  assert "text" not in source.metadata[0]
+  expected = np.concatenate([kept[i] for i in (0, 2, 3)])
+  np.testing.assert_array_equal(source.read(0, 0, 1 << 40), expected)
+  (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+  assert json.loads(line)["id"] == "1"
+
+
+@pytest.mark.parametrize("mode", ["gz", "xz", "bz2", "zip"])
+def test_a_damaged_archive_is_one_line(tmp_path, mode):
+  noise(tmp_path / "a.wav")
+  path = tmp_path / ("a.zip" if mode == "zip" else f"a.tar.{mode}")
+  if mode == "zip":
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+      file.write(tmp_path / "a.wav", "a.wav")
+  else:
+    with tarfile.open(path, f"w:{mode}") as file:
+      file.add(tmp_path / "a.wav", "a.wav")
+  content = bytearray(path.read_bytes())
+  for i in range(300, 340):
+    content[i] ^= 0x5A
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="cannot be unpacked") as error:
+    manifest.unpack(path, tmp_path / "out")
+  assert "\n" not in str(error.value)
+
+
+def test_links_in_an_archive_are_what_they_name(tmp_path):
+  (tmp_path / "in").mkdir()
+  noise(tmp_path / "in" / "0.wav")
+  os.link(tmp_path / "in" / "0.wav", tmp_path / "in" / "1.wav")
+  os.symlink("0.wav", tmp_path / "in" / "2.wav")
+  with tarfile.open(tmp_path / "a.tar", "w") as file:
+    file.add(tmp_path / "in", "in")
+  manifest.unpack(tmp_path / "a.tar", tmp_path / "out")
+  found = [path.read_bytes() for path in (tmp_path / "out" / "in").iterdir()]
+  assert len(found) == 3 and len({*found}) == 1
+
+
+def test_archives_of_a_mac_and_upper_case(tmp_path):
+  noise(tmp_path / "0.wav")
+  with zipfile.ZipFile(tmp_path / "A.ZIP", "w") as file:
+    file.write(tmp_path / "0.wav", "c/0.wav")
+    file.writestr("c/m.jsonl", '{"file": "0.wav", "speaker": "s"}\n')
+    file.writestr("__MACOSX/c/._0.wav", "x")
+  assert manifest.is_archive(tmp_path / "A.ZIP")
+  manifest.unpack(tmp_path / "A.ZIP", tmp_path / "out")
+  (clip,) = manifest.find_clips(manifest.root_of(tmp_path / "out"))
+  assert clip.metadata == {"speaker": "s"}
+
+
+def test_the_input_survives_wherever_it_is(tmp_path):
+  (tmp_path / "unpacked").mkdir()
+  noise(tmp_path / "unpacked" / "0.wav")
+  subprocess.run(
+    [
+      *(sys.executable, "-m", "ssl_jax.prepare", f"--out={tmp_path}"),
+      f"--input={tmp_path / 'unpacked'}",
+    ],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+  )
+  assert (tmp_path / "unpacked" / "0.wav").exists()
+
+
+def test_odd_manifests(tmp_path):
+  noise(tmp_path / "0.wav")
+  (tmp_path / "x.raw").write_bytes(bytes(9_000))
+  lines = [
+    {"file": "0.wav", "id": "a", "text": "\ud83d", "extra": {"no": 1}},
+    {"file": "x.raw"},
+  ]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "m.jsonl").write_text("\ufeff" + text, "utf-8")
+  header = run(manifest.find_clips(tmp_path / "m.jsonl"), tmp_path / "out")
+  assert (header["clips"], header["skipped"]) == (1, 1)
+  twice = '{"file": "0.wav", "n": 1}\n{"file": "0.wav", "n": 2}\n'
+  (tmp_path / "m.jsonl").write_text(twice)
+  with pytest.raises(UserError, match="two clips have the id"):
+    manifest.find_clips(tmp_path / "m.jsonl")

@@ -337,3 +337,38 @@ def test_a_dataset_becomes_records_once_and_for_all(root, tmp_path):
     expected, _ = soundfile.read(CORPUS / clip, dtype="int16")
     np.testing.assert_array_equal(found.read(i, 0, 1 << 40), expected)
     assert {"speaker", "text"} <= {*found.metadata[i]}
+
+
+def test_ids_that_are_numbers_or_shared_and_unknown_labels(
+  tmp_path, monkeypatch
+):
+  samples = np.ones(9_000, np.int16)
+  features = {
+    "audio": _Audio(16_000, False),
+    "id": np.int32,
+    "label": tfds.features.ClassLabel(names=["down", "go"]),
+  }
+  clips = {
+    i: {"audio": samples, "id": i // 2, "label": -1 if i else 1}
+    for i in range(4)
+  }
+  write(tmp_path, "Fleurs", features, {"train": clips})
+  config = settings(tmp_path, "fleurs", valid_fraction=0.25)
+  ids = [
+    *data.open_source(config, "train").ids,
+    *data.open_source(config, "valid").ids,
+  ]
+  assert len({*ids}) == 4 and all(isinstance(clip, str) for clip in ids)
+  labels = [
+    clip.get("label")
+    for split in ("train", "valid")
+    for clip in data.open_source(config, split).metadata
+  ]
+  assert sorted(labels, key=str) == [None, None, None, "go"]
+  write(tmp_path, "Lone", features, {"other": clips})
+  with pytest.raises(UserError, match="no split named train"):
+    data.open_source(settings(tmp_path, "lone"), "train")
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+    data.open_source(settings(tmp_path, "fleurs"), "train")

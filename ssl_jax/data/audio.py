@@ -141,6 +141,8 @@ def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
       if file.frames > 1 << 48:
         raise DamagedAudio("its header gives no length; encode it again")
       yield file
+  except TypeError as error:  # Headerless, by its name.
+    raise DamagedAudio("raw samples, without a header") from error
   except soundfile.SoundFileError as error:
     reason = getattr(error, "error_string", "").rstrip(".")
     if not path or (not content and _is_empty(name)):

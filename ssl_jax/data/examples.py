@@ -87,6 +87,11 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
       for done in concurrent.futures.as_completed(waiting):
         try:
           done.result()
+        except OSError as error:
+          raise UserError(
+            f"lengths of clips cannot be kept in {kept[0].parent} ({error}): "
+            "set XDG_CACHE_HOME to a folder that can be written to"
+          ) from error
         except DamagedAudio as damage:
           file = files[waiting[done]]
           raise UserError(f"{file} {damage}: prepare it again") from damage
@@ -128,9 +133,11 @@ def _facts(example: Mapping[str, Any], feature: Feature) -> dict[str, Any]:
         value = example[name]
         number = value.int64_list.value
         if number and name in feature.labels:
-          facts[key] = feature.labels[name][number[0]]
+          names_ = feature.labels[name]
+          if 0 <= number[0] < len(names_):  # Else it is not known.
+            facts[key] = names_[number[0]]
         elif number:
-          facts[key] = number[0]
+          facts[key] = str(number[0]) if key == "id" else number[0]
         elif value.bytes_list.value:
           facts[key] = value.bytes_list.value[0].decode("utf-8", "replace")
         break

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import lzma
 import os
 import re
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -97,7 +99,7 @@ def find_clips(path: Path, name: str = "") -> list[Clip]:
     )
   if not clips:
     raise UserError(f"{name}: no audio in it")
-  clips.sort()
+  clips.sort(key=lambda clip: clip.id)
   for one, other in zip(clips, clips[1:]):
     if one.id == other.id:
       raise UserError(f"{name}: two clips have the id {one.id!r}")
@@ -128,7 +130,7 @@ def unpack(archive: Path, folder: Path) -> None:
     UserError: it cannot be read, or a member would land elsewhere.
   """
   try:
-    if archive.suffix == ".zip":
+    if archive.suffix.lower() == ".zip":
       with zipfile.ZipFile(archive) as file:
         members = [m for m in file.infolist() if not m.is_dir()]
         _extract(
@@ -142,20 +144,33 @@ def unpack(archive: Path, folder: Path) -> None:
           [
             (m.name, lambda m=m: file.extractfile(m))
             for m in file
-            if m.isfile()
+            if not m.isdir()  # Of a link, the content of what it names.
           ],
           archive,
           folder,
         )
-  except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-    raise UserError(
-      f"--input={archive} cannot be unpacked ({error})"
-    ) from error
+  except (
+    EOFError,
+    LookupError,  # A link to nothing in the archive.
+    NotImplementedError,
+    OSError,
+    RuntimeError,  # A password is asked for.
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    said = " ".join(str(error).split())
+    raise UserError(f"--input={archive} cannot be unpacked ({said})") from error
 
 
 def root_of(unpacked: Path) -> Path:
   """The manifest at the top of what was unpacked, else the folder."""
-  inside = sorted(unpacked.iterdir())
+  inside = sorted(
+    path
+    for path in unpacked.iterdir()
+    if not path.name.startswith((".", "__MACOSX"))
+  )
   if len(inside) == 1 and inside[0].is_dir():
     return root_of(inside[0])
   manifests = [path for path in inside if path.suffix in MANIFESTS]
@@ -184,18 +199,23 @@ def _extract(
   for name, open_member in members:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_member() as source, path.open("wb") as target:
-      shutil.copyfileobj(source, target)
+    content = open_member()
+    if content is None:
+      continue  # A device, or the like.
+    with content, path.open("wb") as target:
+      shutil.copyfileobj(content, target)
 
 
 def _of_folder(name: str, root: Path) -> list[Clip]:
+  ids, paths = list_files(name, str(root))
   texts = {}
-  for file in root.rglob("*.trans.txt"):
-    for line in file.read_text("utf-8", "replace").split("\n"):
-      clip, _, text = line.strip().partition(" ")
-      texts[str(file.parent / clip)] = text
+  for folder in {os.path.dirname(path) for path in paths}:
+    for file in Path(folder).glob("*.trans.txt"):
+      for line in file.read_text("utf-8", "replace").split("\n"):
+        clip, _, text = line.strip().partition(" ")
+        texts[os.path.join(folder, clip)] = text
   clips = []
-  for clip, path in zip(*list_files(name, str(root))):
+  for clip, path in zip(ids, paths):
     metadata = {}
     if found := _LIBRISPEECH.search(clip):
       metadata["speaker"] = found[1]

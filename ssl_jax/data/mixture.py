@@ -120,11 +120,14 @@ def open_split(
     part.train_split = part.valid_split = ""
     if where:
       part[_WHERE[kind]] = where
-      # Of a corpus given for validation, nothing is held out.
-      part.valid_dir = where if other and _WHERE[kind] == "dir" else ""
+    if config.valid_dir:  # Then nothing is held out of any.
+      part.valid_dir = where if other and _WHERE[kind] == "dir" else "-"
+      part.valid_split = "" if other else "-"
     parts.append(sources[kind](part, split))
     name = PurePath(where).name or kind
-    names.append(name if name not in names else f"{name}.{len(names)}")
+    while name in names:
+      name += f".{len(names)}"
+    names.append(name)
   weights = tuple(config.weights)
   if not parts or (weights and len(weights) != len(parts)):
     raise UserError(

@@ -268,7 +268,7 @@ def _stream(clips: np.ndarray, rate: float, length: int, seed: int) -> _Stream:
   if rate != 1:  # Else neighbours in the source would come in the same epoch.
     clips = clips[_permutation(seed, _STREAM, 0, length, len(clips))]
   # Exact, and of few digits, so that sums over epochs stay cheap.
-  exact = fractions.Fraction(rate).limit_denominator(10**6)
+  exact = fractions.Fraction(rate).limit_denominator(10**9)
   return _Stream(clips, len(clips) * exact)
 
 

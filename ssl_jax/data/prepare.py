@@ -64,7 +64,11 @@ def prepare(
   _claim(folder, items)
   if (folder / "dataset.json").exists():
     return records.read_header(f"--out={folder}", folder)
-  todo = [i for i in range(len(shards)) if not records.is_written(folder, i)]
+  todo = [
+    i
+    for i in range(len(shards))
+    if not (records.is_written(folder, i) and _skipped(folder, i).exists())
+  ]
   with (
     concurrent.futures.ProcessPoolExecutor(
       num_workers, multiprocessing.get_context("spawn")
@@ -236,22 +240,31 @@ def _write(folder: Path, shard: int, source: Source, items: list[Item]) -> None:
   """Writes a shard and, beside it, what could not be read."""
   skipped: list[dict[str, str]] = []
   records.write_shard(folder, shard, _read_all(source, items, skipped))
-  lines = "".join(
-    json.dumps(line, ensure_ascii=False) + "\n" for line in skipped
-  )
-  write_atomically(folder / "shards" / f"{shard:05}.skipped", lines)
+  lines = "".join(json.dumps(line) + "\n" for line in skipped)
+  write_atomically(_skipped(folder, shard), lines)
+
+
+def _skipped(folder: Path, shard: int) -> Path:
+  return folder / "shards" / f"{shard:05}.skipped"
 
 
 def _read_all(
   source: Source, items: list[Item], skipped: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-  for item in items:
-    try:
-      parts = [source.read(*part) for part in item.parts]
-    except audio.DamagedAudio as damage:
-      skipped.append({"id": item.about["id"], "reason": str(damage)})
-    else:
-      yield item.about, np.concatenate(parts)
+  for about, spans in items:
+    ids, parts = about.get("packed", [about["id"]]), []
+    for clip, part in zip(ids, spans):
+      try:
+        parts.append((clip, source.read(*part)))
+      except audio.DamagedAudio as damage:
+        skipped.append({"id": clip, "reason": str(damage)})
+    if not parts:
+      continue
+    if len(parts) < len(spans):  # A pack without one: its texts are no longer.
+      kept = [clip for clip, _ in parts]
+      about = about | {"id": kept[0], "packed": kept}
+      about.pop("text", None)
+    yield about, np.concatenate([samples for _, samples in parts])
 
 
 def _finish(
@@ -268,7 +281,7 @@ def _finish(
       facts["samples"] += clip["num_samples"]
       speakers.add(clip.get("speaker"))
       ids.add(clip["id"])
-    lines = (folder / "shards" / f"{shard:05}.skipped").read_bytes()
+    lines = _skipped(folder, shard).read_bytes()
     skipped = skipped + [json.loads(line) for line in lines.splitlines()]
   if len(ids) < facts["clips"]:
     raise UserError(f"{facts['clips'] - len(ids)} records share an id")
@@ -277,7 +290,7 @@ def _finish(
       f"none of the clips could be read, the first being {skipped[0]['id']!r} "
       f"({skipped[0]['reason']})"
     )
-  lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in skipped]
+  lines = [json.dumps(line) + "\n" for line in skipped]
   write_atomically(folder / "skipped.jsonl", "".join(lines))
   header = {
     "format": records.FORMAT,

@@ -193,7 +193,7 @@ def write_shard(
     data = np.ascontiguousarray(audio, "<i2").tobytes()
     writer.write(data)
     facts = {"num_samples": len(audio), "crc32": zlib.crc32(data)}
-    lines.append(json.dumps(about | facts, ensure_ascii=False) + "\n")
+    lines.append(json.dumps(about | facts) + "\n")
   writer.close()
   part.replace(path)
   write_atomically(_shard(folder, shard, "jsonl"), "".join(lines))

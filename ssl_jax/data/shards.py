@@ -1,11 +1,14 @@
 """ArrayRecord files, read at random by threads and processes alike."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ssl_jax.data.audio import DamagedAudio
+
+_MOST_OPEN = 256  # Systems allow a process 1,024 files, as a rule.
 
 
 class Shards:
@@ -13,7 +16,8 @@ class Shards:
 
   def __init__(self, paths: list[str]):
     self._paths = paths
-    self._readers: dict[int, ArrayRecordReader] = {}
+    # One that is forgotten is closed once no thread reads from it.
+    self._reader = functools.lru_cache(_MOST_OPEN)(self._open)
 
   def __reduce__(self):
     return Shards, (self._paths,)
@@ -37,10 +41,8 @@ class Shards:
       (record,) = self._reader(shard).read([place])
       return record
 
-  def _reader(self, shard: int) -> ArrayRecordReader:
-    if shard not in self._readers:
-      self._readers[shard] = ArrayRecordReader(self._paths[shard])
-    return self._readers[shard]
+  def _open(self, shard: int) -> ArrayRecordReader:
+    return ArrayRecordReader(self._paths[shard])
 
   @contextlib.contextmanager
   def _told(self, shard: int) -> Iterator[None]:

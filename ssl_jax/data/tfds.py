@@ -155,16 +155,16 @@ def find(key: str, name: str, data_dir: str) -> Path:
     raise UserError(f"{key}: give a dataset of TFDS")
   dataset, _, version = name.partition(":")
   for folder in (
-    Path(name).expanduser(),
     root / dataset / version,
     root / dataset / "default" / version,
+    Path(name).expanduser(),
   ):
     if (folder / "dataset_info.json").is_file():
       return folder
     versions = [
       path.parent
       for path in folder.glob("*/dataset_info.json")
-      if re.fullmatch(r"[\d.]+", path.parent.name)
+      if re.fullmatch(r"\d+(\.\d+)*", path.parent.name)
     ]
     if versions:
       return max(versions, key=lambda p: list(map(int, p.name.split("."))))
@@ -243,6 +243,11 @@ class _Dataset:
   def open(self, spec: str, min_seconds: float) -> Examples:
     """The examples of a split as TFDS writes it: "train[:10%]+test"."""
     spec = spec or "+".join(s for s in self.splits if s.startswith("train"))
+    if not spec:
+      raise UserError(
+        f"{self._key} has no split named train..., but "
+        f"{', '.join(self.splits)}: choose by --config.data.train_split"
+      )
     files, ranges = self._ranges(spec)
     clips, places, skipped = [], [], []
     indexes = examples.indexes(files, self._feature)
@@ -267,8 +272,10 @@ class _Dataset:
           clips.append(clip)
           places.append((shard, place))
     source.report_skipped(f"{self._key}, {spec}", len(clips), skipped)
-    if twice := len(clips) - len({clip["id"] for clip in clips}):
-      raise UserError(f"{self._key}, {spec}: {twice} ids come twice")
+    if len({clip["id"] for clip in clips}) < len(clips):
+      # Of sentences, say, not of clips.
+      for clip, (shard, place) in zip(clips, places):
+        clip["id"] += f"@{os.path.basename(files[shard])}/{place}"
     shards = Shards(files)
     return Examples(shards, self._feature, clips, np.array(places), skipped)
 
