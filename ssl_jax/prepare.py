@@ -15,10 +15,9 @@ goes on. What cannot be read is listed in skipped.jsonl. The last line on stdout
 is a JSON object.
 """
 
-import contextlib
 import logging
 import os
-import tempfile
+import shutil
 import time
 from pathlib import Path
 
@@ -66,29 +65,31 @@ def main() -> dict:
 
   if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:
     raise UsageError("give --input and --out, or --out and --verify")
-  out = Path(_OUT.value)
+  out = Path(_OUT.value).expanduser()
   if _VERIFY.value:
     if problems := prepare.verify(out):
       clip, said = next(iter(problems.items()))
       raise UserError(
         f"--out={out}: {len(problems)} clips are damaged, the first being "
-        f"{clip!r} ({said}): prepare it again"
+        f"{clip!r} ({said}): delete it and prepare it again"
       )
     return _said(records.read_header(f"--out={out}", out)) | {"verified": True}
   started, fresh = time.monotonic(), not out.exists()
-  path, (kind, _, name) = Path(_INPUT.value), _INPUT.value.partition(":")
-  with contextlib.ExitStack() as stack:
+  unpacked = out / ".unpacked-by-ssl_jax"
+  path = Path(_INPUT.value).expanduser()
+  kind, _, name = _INPUT.value.partition(":")
+  try:
     if kind == "tfds":
       source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
     else:
       if manifest.is_archive(path):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside, where there is room for as much again.
-        unpacked = stack.enter_context(
-          tempfile.TemporaryDirectory(prefix=f"{out.name}-", dir=out.parent)
-        )
-        manifest.unpack(path, Path(unpacked))
-        path = manifest.root_of(Path(unpacked))
+        shutil.rmtree(unpacked, ignore_errors=True)  # Of a killed run.
+        try:
+          unpacked.mkdir(parents=True)
+        except OSError as error:
+          raise UserError(f"--out={out} cannot be used ({error})") from error
+        manifest.unpack(path, unpacked)
+        path = manifest.root_of(unpacked)
       source = manifest.open_clips(manifest.find_clips(path))
     made = prepare.prepare(
       source,
@@ -98,6 +99,8 @@ def main() -> dict:
       _PACK_SECONDS.value,
       _WORKERS.value,
     )
+  finally:
+    shutil.rmtree(unpacked, ignore_errors=True)
   taken = time.monotonic() - started
   logging.getLogger("ssl_jax").info(
     "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s%s",

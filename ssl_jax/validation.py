@@ -76,6 +76,7 @@ _LIMITS |= dict.fromkeys(
   (0.0, 1.0),
 )
 _LIMITS |= {
+  "augment.band_hz": (0.0, 8_000.0),
   "batch.seconds": (0.1, math.inf),
   "data.min_seconds": (0.025, math.inf),
   "eval.batch_seconds": (0.1, math.inf),

@@ -421,7 +421,7 @@ def noise(path, seconds=0.5, seed=0):
 
 def test_more_shards_than_a_process_may_open(tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, "_SHARD_SECONDS", 0.5)
-  monkeypatch.setattr(shards, "_MOST_OPEN", 3)
+  monkeypatch.setattr(shards, "_most_open", lambda: 3)
   for i in range(8):
     noise(tmp_path / f"{i}.wav", seed=i)
   run(manifest.find_clips(tmp_path), tmp_path / "out")

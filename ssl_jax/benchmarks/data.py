@@ -52,6 +52,7 @@ def run(
     megabytes_per_second of int16 samples, alike; what the training consumes,
     and how much faster records are than that and than torch.
   """
+  consumed = consumption(config, device, mfu)
   with tempfile.TemporaryDirectory() as folder:
     ways = _prepare(Path(folder))
     speeds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
@@ -64,7 +65,6 @@ def run(
   nested: dict[str, dict[int, float]] = {}
   for (source, workers), speed in medians.items():
     nested.setdefault(source, {})[workers] = speed
-  consumed = consumption(config, device, mfu)
   result = {
     "benchmark": "data",
     "cores": os.cpu_count(),

@@ -20,6 +20,7 @@ from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
+_FORMAT = 1  # Of what is kept of a file: another for other `_facts`.
 # What is kept of an example, under the names that datasets have for it.
 _METADATA = {
   "id": ("id",),
@@ -104,7 +105,8 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
 def _index_path(file: str, feature: Feature) -> Path:
   cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   status = os.stat(file)
-  identity = os.path.realpath(file), status.st_size, status.st_mtime_ns, feature
+  file = os.path.realpath(file)
+  identity = _FORMAT, file, status.st_size, status.st_mtime_ns, feature
   digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
   return cache / "ssl_jax" / "tfds" / f"{digest}.jsonl"
 
@@ -137,7 +139,8 @@ def _facts(example: Mapping[str, Any], feature: Feature) -> dict[str, Any]:
           if 0 <= number[0] < len(names_):  # Else it is not known.
             facts[key] = names_[number[0]]
         elif number:
-          facts[key] = str(number[0]) if key == "id" else number[0]
+          if key != "id":  # Of sentences as a rule, and shared by clips.
+            facts[key] = number[0]
         elif value.bytes_list.value:
           facts[key] = value.bytes_list.value[0].decode("utf-8", "replace")
         break

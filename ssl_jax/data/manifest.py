@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import lzma
 import os
 import re
@@ -54,7 +55,7 @@ def open_split(config: ConfigDict, split: str) -> AudioFiles:
   which = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   key = f"--config.data.{which}={config[which]!r}"
   clips = find_clips(Path(config[which]).expanduser(), key)
-  if not config.valid_dir or split not in ("train", "valid"):
+  if not source.is_whole(config, split):
     metadata = [clip.metadata for clip in clips]
     chosen = source.choose_split(
       key, [clip.id for clip in clips], metadata, config, split
@@ -196,14 +197,26 @@ def _extract(
         f"--input={archive}: member {name!r} would be written outside of the "
         "folder; unpack it yourself if you trust it"
       )
+  lost = []
   for name, open_member in members:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = open_member()
+    try:
+      content = open_member()
+    except KeyError:  # A link to what is not in the archive.
+      content = None
     if content is None:
-      continue  # A device, or the like.
+      lost.append(name)
+      continue
     with content, path.open("wb") as target:
       shutil.copyfileobj(content, target)
+  if lost:
+    logging.getLogger("ssl_jax").warning(
+      "--input=%s: left out %d members that are no files, as %r",
+      archive,
+      len(lost),
+      lost[0],
+    )
 
 
 def _of_folder(name: str, root: Path) -> list[Clip]:

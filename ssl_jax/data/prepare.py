@@ -2,9 +2,13 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,8 +74,11 @@ def prepare(
     if not (records.is_written(folder, i) and _skipped(folder, i).exists())
   ]
   with (
+    _alone(folder),
     concurrent.futures.ProcessPoolExecutor(
-      num_workers, multiprocessing.get_context("spawn")
+      num_workers,
+      multiprocessing.get_context("spawn"),
+      initializer=_end_with_parent,
     ) as pool,
     tqdm(
       total=len(items),
@@ -93,6 +100,31 @@ def prepare(
       pool.shutdown(wait=False, cancel_futures=True)
       raise
   return _finish(folder, len(shards), skipped)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+  """Keeps others from writing to a corpus; removes what a kill left half."""
+  with (folder / "prepare.lock").open("w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise UserError(
+        f"--out={folder}: another prepare writes there"
+      ) from error
+    for part in (folder / "shards").glob("*.part"):
+      part.unlink(missing_ok=True)
+    yield
+
+
+def _end_with_parent() -> None:
+  """Else a worker of a killed run would go on writing."""
+
+  def wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def verify(folder: Path) -> dict[str, str]:
@@ -129,6 +161,9 @@ def _plan(
       }
       item = Item(about | {"id": clip}, [(i, 0, int(length))])
       items += _cut(item, round(max_seconds * SAMPLE_RATE))
+  ids = collections.Counter(item.about["id"] for item in items)
+  if ids and (most := ids.most_common(1)[0])[1] > 1:
+    raise UserError(f"{most[1]} records would have the id {most[0]!r}")
   if pack_seconds:
     items = _pack(items, round(pack_seconds * SAMPLE_RATE))
   return items, skipped
@@ -272,7 +307,7 @@ def _finish(
 ) -> dict[str, Any]:
   """Gathers what the shards say, and declares the corpus whole."""
   facts: dict[str, Any] = collections.Counter()
-  speakers, ids, crc32 = set(), set(), []
+  speakers, crc32 = set(), []
   for shard in range(num_shards):
     data = records.shard_lines(folder, shard)
     crc32.append(zlib.crc32(data))
@@ -280,11 +315,8 @@ def _finish(
       facts["clips"] += 1
       facts["samples"] += clip["num_samples"]
       speakers.add(clip.get("speaker"))
-      ids.add(clip["id"])
     lines = _skipped(folder, shard).read_bytes()
     skipped = skipped + [json.loads(line) for line in lines.splitlines()]
-  if len(ids) < facts["clips"]:
-    raise UserError(f"{facts['clips'] - len(ids)} records share an id")
   if not facts["clips"]:
     raise UserError(
       f"none of the clips could be read, the first being {skipped[0]['id']!r} "

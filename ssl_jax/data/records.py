@@ -11,6 +11,7 @@ A prepared corpus is a folder:
 """
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ def open_split(config: ConfigDict, split: str) -> Records:
     ],
   )
   records = records.select(long)
-  if config.valid_dir and split in ("train", "valid"):
+  if source.is_whole(config, split):
     return records
   return records.select(
     source.choose_split(name, records.ids, records.metadata, config, split)
@@ -186,7 +187,8 @@ def write_shard(
   """
   path = _shard(folder, shard, "records")
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_suffix(".part")
+  # Of this process: what a killed one left running may still write its own.
+  part = path.with_suffix(f".{os.getpid()}.part")
   writer = ArrayRecordWriter(str(part), _OPTIONS)
   lines = []
   for about, audio in clips:

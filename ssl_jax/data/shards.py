@@ -2,13 +2,25 @@
 
 import contextlib
 import functools
+import resource
 from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.errors import UserError
 
-_MOST_OPEN = 256  # Systems allow a process 1,024 files, as a rule.
+
+@functools.cache
+def _most_open() -> int:
+  """Of each `Shards`; a process may open more files for the asking."""
+  _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  most = min(most if most > 0 else 1 << 16, 1 << 16)
+  resource.setrlimit(
+    resource.RLIMIT_NOFILE,
+    (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+  )
+  return max(64, most // 4)
 
 
 class Shards:
@@ -17,7 +29,7 @@ class Shards:
   def __init__(self, paths: list[str]):
     self._paths = paths
     # One that is forgotten is closed once no thread reads from it.
-    self._reader = functools.lru_cache(_MOST_OPEN)(self._open)
+    self._reader = functools.lru_cache(_most_open())(self._open)
 
   def __reduce__(self):
     return Shards, (self._paths,)
@@ -50,6 +62,10 @@ class Shards:
       yield
     except (RuntimeError, IndexError, ValueError) as error:
       said = " ".join(str(error).split())[:120]
+      if "Too many open files" in said:
+        raise UserError(
+          f"{self._paths[shard]}: too many open files; raise `ulimit -n`"
+        ) from error
       raise DamagedAudio(
         f"cannot be read from shard {shard} ({said})"
       ) from error

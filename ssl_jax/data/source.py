@@ -147,6 +147,13 @@ def report_skipped(
     )
 
 
+def is_whole(config: ConfigDict, split: str) -> bool:
+  """Whether all clips of `dir`, or of `valid_dir`, are of the split."""
+  return bool(config.valid_dir) and (
+    split == "valid" or (split == "train" and not config.split_key)
+  )
+
+
 def choose_split(
   name: str,
   ids: Sequence[str],

@@ -272,10 +272,8 @@ class _Dataset:
           clips.append(clip)
           places.append((shard, place))
     source.report_skipped(f"{self._key}, {spec}", len(clips), skipped)
-    if len({clip["id"] for clip in clips}) < len(clips):
-      # Of sentences, say, not of clips.
-      for clip, (shard, place) in zip(clips, places):
-        clip["id"] += f"@{os.path.basename(files[shard])}/{place}"
+    if twice := len(clips) - len({clip["id"] for clip in clips}):
+      raise UserError(f"{self._key}, {spec}: {twice} ids come twice")
     shards = Shards(files)
     return Examples(shards, self._feature, clips, np.array(places), skipped)
 

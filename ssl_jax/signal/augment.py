@@ -127,13 +127,17 @@ def _others(
   waveform: jax.Array, length: jax.Array, keys: jax.Array
 ) -> jax.Array:
   """Another clip of the batch for each, repeated to fill the row. [B, S]."""
-  # Rows that only fill up the devices are last, and never picked.
-  count = jnp.maximum(2, (length > 0).sum())
+  # Empty rows are never picked: these fill up the devices, or are damaged.
+  real = length > 0
+  order, rank = jnp.argsort(~real, stable=True), jnp.cumsum(real) - 1
+  count = jnp.maximum(1, real.sum())
   draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))
   step = 1 + jnp.floor(draw(keys) * (count - 1)).astype(jnp.int32)
-  other = (jnp.arange(waveform.shape[0]) + step) % count
+  other = order[(rank + step) % count]
   time = jnp.arange(waveform.shape[1]) % jnp.maximum(1, length[other])[:, None]
-  return jnp.take_along_axis(waveform[other], time, axis=1)
+  others = jnp.take_along_axis(waveform[other], time, axis=1)
+  alone = other == jnp.arange(len(other))
+  return jnp.where(alone[:, None], 0, others)
 
 
 def _noise(key: jax.Array, num_samples: int) -> jax.Array:
