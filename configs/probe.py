@@ -3,7 +3,9 @@
   python -m ssl_jax.probe --config=configs/probe.py:task=ks --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py:task=all --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py:task=pr,profile=full \\
-      --checkpoint=RUN --config.data.source=tfds --config.data.name=librispeech
+      --checkpoint=RUN --config.data.source=tfds \\
+      --config.data.name=librispeech --config.data.train_split=train_clean100 \\
+      --config.features.cache_gb=400
 
 task: pr (phones), asr (characters), ks (keywords), sid (speakers), asv
   (speaker verification), er (emotions), ic (intents); all: those the packaged

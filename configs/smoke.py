@@ -27,6 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = config_lib.base()
   config_lib.set_size(config, values["size"])
   config.frontend.name = "logmel"
+  config.frontend.mel_norm = "fixed"  # Keeps what tells speakers apart.
   config.objective.name = values["objective"]
   if config.objective.name == "wav2vec2":
     config.masking.mask_prob = 0.65

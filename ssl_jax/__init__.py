@@ -19,6 +19,23 @@ SAMPLE_RATE = 16_000  # Hz, of all audio after decoding.
 FRAME_WINDOW, FRAME_HOP = 400, 320
 
 
+def load(path: str) -> Any:
+  """A trained encoder: `encoder = load(path); h = encoder(waveform)`.
+
+  Args:
+    path: a run's workdir, WORKDIR/checkpoints/UPDATE, or hf:DIR.
+
+  Returns:
+    An `ssl_jax.training.encoder.Encoder`.
+
+  Raises:
+    UserError: it holds no encoder.
+  """
+  from ssl_jax.training.encoder import load_encoder  # Here: it imports JAX.
+
+  return load_encoder(path)
+
+
 def num_frames(num_samples: Any) -> Any:
   """Frames of a clip. An int, or an int array of NumPy or JAX: the same."""
   frames = (num_samples - FRAME_WINDOW) // FRAME_HOP + 1

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax.config import clear_other_budgets
+from ssl_jax.config import flatten
 from ssl_jax.errors import UsageError, UserError
+from ssl_jax.overrides import clear_other_budgets
 
 FLAGS = flags.FLAGS
 
@@ -72,6 +73,7 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
+    _check_local(rest)
     return rest
   except UserError as error:
     _fail(str(error), 1)
@@ -80,6 +82,24 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
   except (AttributeError, KeyError) as error:
     # ml_collections names the nearest key, in a doubly quoted message.
     _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
+
+
+def _check_local(rest: list[str]) -> None:
+  """Refuses addresses of buckets: as paths they would name local folders."""
+  given = [(word, word) for word in rest]
+  given += [(f"--{k}={v}", v) for k, v in FLAGS.flag_values_dict().items()]
+  if "config" in FLAGS and FLAGS.config is not None:
+    config = flatten(FLAGS.config)
+    given += [(f"--config.{k}={v}", v) for k, v in config.items()]
+  for said, value in given:
+    if isinstance(value, str) and re.search(
+      r"(^|[:,])(gs|s3|https?)://", value
+    ):
+      raise UserError(
+        f"{said}: files are read and written through the file system; mount "
+        "the bucket (gcsfuse; launch/tpu_vm.sh --bucket does it) and give its "
+        "folder"
+      )
 
 
 def _help(main: Callable[..., dict]) -> str:

@@ -4,7 +4,6 @@ Experiments in `configs/` start from `base()` and state what differs. Code reads
 `config.x.y`; there are no defaults elsewhere.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
@@ -45,6 +44,10 @@ def base() -> ConfigDict:
   # Parameters, optimizer, norms, softmax and losses are float32 always.
   config.compute_dtype = "auto"
 
+  # An encoder to start from, whose architecture replaces this config's: hf:DIR
+  # (HuBERT or wav2vec 2.0 of transformers), or a run's workdir; "": none.
+  config.init_from = ""
+
   config.data = ConfigDict()
   # embedded: the packaged clips; folder: a tree of wav/flac/ogg/mp3 files, any
   # rate; manifest: files that a .jsonl, .csv or .tsv names; records: what
@@ -72,6 +75,11 @@ def base() -> ConfigDict:
   # cropped to it at random. Each bucket is one compiled shape.
   config.data.bucket_seconds = (5.0, 9.0, 12.5, 14.0, 15.625)
 
+  # Devices: (data, fsdp, tensor); -1: what the others leave. `data` shares out
+  # clips; `fsdp` also parameters and optimizer state, to fit large models;
+  # `tensor` each layer's heads and units. Batches do not depend on it.
+  config.mesh = (-1, 1, 1)
+
   config.batch = ConfigDict()
   config.batch.seconds = 156.0  # Of audio per update, over all devices.
   config.batch.microbatches = 1  # Gradient accumulation: same run, less memory.
@@ -87,9 +95,11 @@ def base() -> ConfigDict:
   # waveform: "group" (after the first convolution, statistics over time) or
   # "layer" (after each, over channels).
   config.frontend.norm = "group"
+  config.frontend.conv_bias = False  # Of the convolutions, as in large models.
   config.frontend.normalize_waveform = False  # Zero mean, unit variance a clip.
   config.frontend.grad_mult = 0.1  # Scales the waveform stem's gradient.
   config.frontend.num_mel_bins = 80  # logmel only.
+  config.frontend.mel_norm = "clip"  # clip or fixed: the mean and variance.
 
   config.encoder = ConfigDict()
   config.encoder.num_layers = 12
@@ -98,12 +108,17 @@ def base() -> ConfigDict:
   config.encoder.num_heads = 8
   config.encoder.position_kernel = 128  # Convolutional positions, in frames.
   config.encoder.position_groups = 16
+  # Norms before attention and feed-forward, and one after the last layer.
+  config.encoder.norm_first = False
   config.encoder.input_dropout = 0.1  # After the projection.
   config.encoder.dropout = 0.1
   config.encoder.attention_dropout = 0.1
   config.encoder.activation_dropout = 0.0
   config.encoder.layerdrop = 0.05
   config.encoder.scan_layers = False  # Compiles faster; same parameters.
+  # What the backward pass computes again, to save memory: none; dots: all but
+  # matrix products; full: all within a layer.
+  config.encoder.remat = "none"
 
   # Of the training audio that the encoder hears; targets are of the clean one.
   config.augment = ConfigDict()
@@ -195,6 +210,8 @@ def base() -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.every = 100  # Updates between lines of metrics.
+  # Beside the workdir: "wandb", "mlflow" or "wandb,mlflow", where installed.
+  config.log.to = ""
   config.log.stop_on_alarm = False  # Or only warn of a run that learns nothing.
 
   config.eval = ConfigDict()
@@ -265,40 +282,6 @@ def load(path: str) -> ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg or None)
-
-
-def override(config: ConfigDict, given: Iterable[str]) -> None:
-  """Sets KEY=VALUE as --config.KEY=VALUE does; values have their key's type.
-
-  Raises:
-    UserError: there is no such key, or the value is of another type.
-  """
-  values = dict(item.partition("=")[::2] for item in given)
-  flat = flatten(config)
-  for key, text in values.items():
-    if key not in flat:
-      raise UserError(f"unknown config key {key!r}; {nearest(key, flat)}")
-    section, _, name = key.rpartition(".")
-    place, old = config[section] if section else config, flat[key]
-    try:
-      if isinstance(old, str):
-        place[name] = text
-      else:
-        value = ast.literal_eval(text)
-        place[name] = float(value) if isinstance(old, float) else value
-    except (ValueError, SyntaxError, TypeError) as error:  # Of a locked type.
-      kind = type(old).__name__
-      raise UserError(f"{key}={text!r}: expected a {kind}") from error
-  clear_other_budgets(config, values)
-
-
-def clear_other_budgets(config: ConfigDict, given: Iterable[str]) -> None:
-  """Lets a budget among the keys `given` take the place of the config's."""
-  ways = ("updates", "flops", "match")
-  if any(f"budget.{way}" in given for way in ways):
-    for way in ways:
-      if f"budget.{way}" not in given:
-        config.budget[way] = type(config.budget[way])()
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,9 +1,15 @@
 """Files that survive a kill: written whole or not at all, read up to a tear."""
 
+import contextlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ssl_jax.errors import UserError
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -28,3 +34,60 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     f.flush()
     os.fsync(f.fileno())
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """A folder to write into, which is at `folder` once the block is done.
+
+  Raises:
+    UserError: there is something there, or it cannot be written.
+  """
+  said = f"--out={folder}"
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise UserError(f"{said} is not empty: choose another, or remove it")
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+  except OSError as error:
+    raise UserError(f"{said} cannot be used ({error})") from error
+  try:
+    yield temporary
+    temporary.chmod(0o755)
+    temporary.replace(folder)
+  except OSError as error:
+    raise UserError(f"{said} cannot be written ({error})") from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
+  """Makes a folder that of an identity, or checks that it is.
+
+  Args:
+    folder: made if it is not there.
+    name: of the file in it that keeps the identity.
+    identity: of what is written there.
+    flag: that gave the folder, for errors.
+    held: what it holds if it is another's, for errors.
+
+  Raises:
+    UserError: it is another's, or cannot be written to.
+  """
+  path = folder / name
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      write_atomically(path, identity)
+    elif path.read_text() != identity:
+      raise UserError(f"{flag}={folder} holds {held}: choose another")
+  except OSError as error:
+    raise UserError(
+      f"{flag}={folder} cannot be used ({error}): choose another"
+    ) from error
+
+
+def cache_folder(kind: str) -> Path:
+  """Where what can be computed again is kept: ~/.cache/ssl_jax/KIND."""
+  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(cache) / "ssl_jax" / kind

@@ -6,6 +6,9 @@
       --config.data.dir=LibriSpeech \\
       --config.hubert.labels=runs/first/labels-6-500
 
+  python -m ssl_jax.label --config=configs/slim.py --workdir=labels \\
+      --config.data.dir=LibriSpeech --from_km=fairseq/labels
+
 Both splits of the config's data get labels of one codebook, fitted on a sample
 of the training audio (config.kmeans). The folder holds uint16 labels at 50 Hz,
 the codebook, a header with what they are of and how good they are, and a
@@ -15,11 +18,14 @@ object.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from ssl_jax import cli
 from ssl_jax.errors import UsageError, UserError
+
+_SPLITS = ("train", "valid")
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -42,13 +48,23 @@ _WORKDIR = flags.DEFINE_string(
   "Where the labels go; existing ones are gone on with. "
   "Default: labels-LAYER-CLUSTERS in the encoder's workdir.",
 )
+_KM = flags.DEFINE_bool(
+  "km",
+  False,
+  "Write the labels as fairseq and WavLM read them, too: train.tsv, train.km, "
+  "valid.tsv, valid.km and dict.km.txt in --workdir.",
+)
+_FROM_KM = flags.DEFINE_string(
+  "from_km",
+  None,
+  "Make no labels, but take those of a folder of such files.",
+)
 
 
 def main() -> dict:
   """Labels the data of `--config`; returns the header, without the counts."""
   # Imported late: --help and usage errors need no JAX.
-  from ssl_jax.data import open_source
-  from ssl_jax.labelling import corpus, frames
+  from ssl_jax.labelling import corpus, fairseq, frames
   from ssl_jax.training import sharding
   from ssl_jax.training.encoder import load_encoder
   from ssl_jax.validation import validate
@@ -57,6 +73,10 @@ def main() -> dict:
   if layer.isdecimal():
     layer = str(int(layer))  # 06 is 6.
   validate(config)
+  if _FROM_KM.value:
+    km = Path(_FROM_KM.value).expanduser()
+    folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
+    return _said(folder, fairseq.import_labels(_open(config), km, folder))
   if layer == "mfcc":
     states, origin, beside = frames.mfcc_states, None, Path("runs")
   elif not layer.isdecimal():
@@ -67,19 +87,34 @@ def main() -> dict:
       "--layer=mfcc"
     )
   else:
-    encoder = load_encoder(Path(_CHECKPOINT.value))
+    encoder = load_encoder(_CHECKPOINT.value)
     states, origin = encoder.states(int(layer)), encoder.origin
     beside = encoder.workdir
   folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{_CLUSTERS.value}")
+  sources = _open(config)
+  if _KM.value:
+    fairseq.check_files(sources)
   header = corpus.label_corpus(
     config,
-    {name: open_source(config.data, name) for name in ("train", "valid")},
+    sources,
     states,
     _CLUSTERS.value,
     {"layer": layer, "checkpoint": origin},
     folder,
-    sharding.over_devices()[0],
+    sharding.by_row(sharding.make_mesh()),
   )
+  if _KM.value:
+    fairseq.export_labels(folder, sources)
+  return _said(folder, header)
+
+
+def _open(config: Any) -> dict[str, Any]:
+  from ssl_jax.data import open_source
+
+  return {split: open_source(config.data, split) for split in _SPLITS}
+
+
+def _said(folder: Path, header: dict) -> dict:
   for split in header["splits"].values():
     del split["usage"]
   return {"workdir": str(folder)} | header

@@ -9,6 +9,11 @@ The workdir holds the resolved config, checkpoints, metrics.jsonl, TensorBoard
 events and a picture of the losses. Running the same command on it again resumes
 exactly where its last checkpoint is. The last line on stdout is a JSON object.
 
+On TPU pods, under SLURM and under Open MPI, the same command on every host is
+one run; elsewhere --coordinator, --num_processes and --process_id make it one.
+The workdir is to be the same folder on all. SIGTERM saves and stops, with
+status 0; the same command goes on.
+
 Any key of the config (documented in ssl_jax/config.py) is set by
 --config.KEY=VALUE, for example --config.optimizer.learning_rate=3e-4.
 """
@@ -30,13 +35,46 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print what the run would be and cost, and stop."
 )
+_INIT_FROM = flags.DEFINE_string(
+  "init_from",
+  None,
+  "An encoder to start from: hf:DIR, a HuBERT or wav2vec 2.0 of transformers, "
+  "or a run's workdir. As --config.init_from.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, where not found by itself."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Of the run, with --coordinator.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Of this one, from 0, with --coordinator.", lower_bound=0
+)
+_PROCESS_TIMEOUT = flags.DEFINE_float(
+  "process_timeout",
+  300.0,
+  "Seconds without a sign of another process after which the run ends, to be "
+  "gone on with; to be longer than any evaluation batch or checkpoint.",
+  1.0,
+)
 
 
 def main() -> dict:
   """Trains `--config` in `--workdir`; returns the run's JSON object."""
   # Imported late: --help and usage errors need no JAX.
-  from ssl_jax.training import loop
+  from ssl_jax.errors import UsageError
+  from ssl_jax.training import distributed, loop
 
+  who = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  if None in who and any(x is not None for x in who):
+    raise UsageError(
+      "--coordinator, --num_processes and --process_id go together"
+    )
+  distributed.join(*who, _PROCESS_TIMEOUT.value)
+  if distributed.many() and not _WORKDIR.value:
+    raise UsageError("--workdir is missing: one folder for all processes")
+  if _INIT_FROM.value:
+    cli.FLAGS.config.init_from = _INIT_FROM.value
   config_file = cli.FLAGS["config"].config_filename
   name = f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
   workdir = Path(_WORKDIR.value or Path("runs") / name)

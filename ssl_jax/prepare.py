@@ -17,7 +17,7 @@ is a JSON object.
 
 import logging
 import os
-import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,21 +75,18 @@ def main() -> dict:
       )
     return _said(records.read_header(f"--out={out}", out)) | {"verified": True}
   started, fresh = time.monotonic(), not out.exists()
-  unpacked = out / ".unpacked-by-ssl_jax"
-  path = Path(_INPUT.value).expanduser()
   kind, _, name = _INPUT.value.partition(":")
-  try:
+  with (
+    prepare.alone(out),
+    tempfile.TemporaryDirectory(prefix=prepare.UNPACKED, dir=out) as unpacked,
+  ):
     if kind == "tfds":
       source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
     else:
+      path = Path(_INPUT.value).expanduser()
       if manifest.is_archive(path):
-        shutil.rmtree(unpacked, ignore_errors=True)  # Of a killed run.
-        try:
-          unpacked.mkdir(parents=True)
-        except OSError as error:
-          raise UserError(f"--out={out} cannot be used ({error})") from error
-        manifest.unpack(path, unpacked)
-        path = manifest.root_of(unpacked)
+        manifest.unpack(path, Path(unpacked))
+        path = manifest.root_of(Path(unpacked))
       source = manifest.open_clips(manifest.find_clips(path))
     made = prepare.prepare(
       source,
@@ -99,8 +96,6 @@ def main() -> dict:
       _PACK_SECONDS.value,
       _WORKERS.value,
     )
-  finally:
-    shutil.rmtree(unpacked, ignore_errors=True)
   taken = time.monotonic() - started
   logging.getLogger("ssl_jax").info(
     "%14s  %s clips, %.4g h, %d speakers, %d skipped, in %.0f s%s",

@@ -2,18 +2,19 @@
 
   python -m ssl_jax.probe --config=configs/probe.py:task=ks --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py:task=all --checkpoint=RUN
-  python -m ssl_jax.probe --config=configs/probe.py --encoder=logmel
+  python -m ssl_jax.probe --config=configs/probe.py --encoder=logmel,hf:DIR
 
 A head is trained on a learned weighting of all layers, for every learning rate
 of the config and several seeds at once; what is best on dev is tested. Beside
 the model stand its random twin and log-mel frames, unless --encoder asks for
-one alone. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a
+others. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a
 cache. The last line on stdout is a JSON object.
 """
 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -22,18 +23,20 @@ from ssl_jax import cli
 
 _ALL = ("ks", "sid", "pr", "asr")  # What the packaged clips have labels for.
 
+_OURS = ("model", "random", "logmel")
+
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "The encoder: a training run's workdir (its newest checkpoint), or "
-  "WORKDIR/checkpoints/UPDATE.",
+  "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
 )
-_ENCODER = flags.DEFINE_enum(
+_ENCODER = flags.DEFINE_list(
   "encoder",
-  "all",
-  ["all", "model", "random", "logmel"],
-  "model: of --checkpoint; random: untrained, of its architecture; logmel: no "
-  "encoder; all: the three.",
+  [*_OURS],
+  "Of these, compared with the first: model: of --checkpoint; random: "
+  "untrained, of its architecture; logmel: no encoder; hf:DIR: a HuBERT or "
+  "wav2vec 2.0 that transformers saved.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "Where scores go. Default: probes/ in the encoder's workdir."
@@ -47,40 +50,68 @@ def main() -> dict:
   """Probes; returns the result, of all tasks by name for task=all."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax.errors import UsageError
-  from ssl_jax.probes import encoders, run
+  from ssl_jax.files import cache_folder
+  from ssl_jax.probes import run
   from ssl_jax.training import sharding
-  from ssl_jax.training.encoder import load_encoder
 
-  chosen = _ENCODER.value
-  if chosen != "logmel" and not _CHECKPOINT.value:
+  names = _ENCODER.value
+  if not names or len({*names}) < len(names):
+    raise UsageError(f"--encoder={','.join(names)}: expected each once")
+  if {"task", "profile"} & {*cli.FLAGS["config"].override_values}:
+    raise UsageError(
+      "give task and profile after a colon, which sets what goes with them: "
+      "--config=configs/probe.py:task=sid,profile=mini"
+    )
+  for name in names:
+    if name not in _OURS and not name.startswith("hf:"):
+      raise UsageError(
+        f"--encoder={name}: expected {', '.join(_OURS)} or hf:DIR"
+      )
+  if {"model", "random"} & {*names} and not _CHECKPOINT.value:
     raise UsageError(
       "--checkpoint is missing: give the workdir of a trained encoder, or "
       "--encoder=logmel"
     )
-  config, compared, beside = cli.FLAGS.config, [], Path("runs")
-  if chosen != "logmel":
-    loaded = load_encoder(Path(_CHECKPOINT.value))
-    beside = loaded.workdir
-    if chosen != "random":
-      compared.append(encoders.of_checkpoint(loaded))
-    if chosen != "model":
-      compared.append(encoders.random_twin(loaded, config.seed))
-  if chosen in ("all", "logmel"):
-    compared.append(encoders.log_mel())
-  cache = Path.home() / ".cache" / "ssl_jax" / "features"
+  config = cli.FLAGS.config
+  compared, beside = _encoders(names, config.seed)
   results = [
     run.probe(
       one,
       compared,
-      Path(_CACHE.value) if _CACHE.value else cache,
+      Path(_CACHE.value) if _CACHE.value else cache_folder("features"),
       Path(_OUT.value) if _OUT.value else beside / "probes",
-      sharding.over_devices()[0],
+      sharding.by_row(sharding.make_mesh()),
     )
     for one in _each(config)
   ]
   logging.getLogger("ssl_jax").info("%s", run.table(results))
   short = {result["task"]: run.short(result) for result in results}
   return short if config.task == "all" else short[config.task]
+
+
+def _encoders(names: list[str], seed: int) -> tuple[list[Any], Path]:
+  """The encoders, and the workdir that scores belong to."""
+  from ssl_jax.probes import encoders
+  from ssl_jax.training.encoder import load_encoder
+
+  found, beside = [], Path("runs")
+  if _CHECKPOINT.value:
+    loaded = load_encoder(_CHECKPOINT.value)
+    beside = loaded.workdir
+  folders = [Path(name).name for name in names]
+  for name in names:
+    if name == "model":
+      found.append(encoders.of_checkpoint(loaded))
+    elif name == "random":
+      found.append(encoders.random_twin(loaded, seed))
+    elif name == "logmel":
+      found.append(encoders.log_mel())
+    else:
+      other = load_encoder(name)
+      alone = folders.count(Path(name).name) == 1
+      said = f"hf:{other.workdir.name}" if alone else name
+      found.append(encoders.of_checkpoint(other, said))
+  return found, beside
 
 
 def _each(config: ConfigDict) -> list[ConfigDict]:

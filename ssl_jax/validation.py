@@ -17,8 +17,10 @@ _CHOICES = {
     "tfds",
     "mixture",
   ),
+  "encoder.remat": ("none", "dots", "full"),
   "frontend.name": ("waveform", "logmel"),
   "frontend.norm": ("group", "layer"),
+  "frontend.mel_norm": ("clip", "fixed"),
   "objective.name": ("hubert", "wav2vec2", "tera"),
 }
 
@@ -115,6 +117,13 @@ def validate(config: ConfigDict) -> None:
       low, high = _LIMITS.get(key, (0, math.inf))
       if not low <= value <= high or math.isinf(value):
         raise UserError(f"{said} is outside [{low}, {high}]")
+  mesh = config.mesh
+  sizes = [n for n in mesh if isinstance(n, int) and (n == -1 or n >= 1)]
+  if len(mesh) != 3 or len(sizes) != 3 or sizes.count(-1) > 1:
+    raise UserError(
+      f"config.mesh={mesh!r}: expected (data, fsdp, tensor), counts of devices "
+      "of which one may be -1"
+    )
   buckets = config.data.bucket_seconds
   if not buckets or min(buckets) < 0.025 or list(buckets) != sorted({*buckets}):
     raise UserError(
@@ -169,6 +178,8 @@ def validate(config: ConfigDict) -> None:
         f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
         f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
       )
+  if config.budget.trunk and config.init_from:
+    raise UserError("config.budget.trunk and config.init_from: give one")
   if config.budget.trunk and not (
     config.optimizer.warmup_updates and config.optimizer.decay_fraction < 1
   ):

@@ -16,11 +16,13 @@ ALLOWED = {
   "objectives": {"models", "signal"},
   "budget": {"objectives", "models", "signal"},
   "benchmarks": {"budget", "data"},
+  "interop": {"models", "signal"},
   "labelling": {"signal", "data"},
   "probes": {"budget", "data", "labelling", "models", "signal", "training"},
   "training": {
     "budget",
     "data",
+    "interop",
     "labelling",
     "models",
     "objectives",
@@ -28,7 +30,7 @@ ALLOWED = {
   },
 }
 # Small modules any package may import; they import no package.
-SHARED = {"config", "errors", "files", "validation"}
+SHARED = {"config", "errors", "files", "overrides", "validation"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

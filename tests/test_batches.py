@@ -261,7 +261,7 @@ def iterate(source, planned, start=0, number=6, threads=2, workers=0, **rest):
 
 def assert_same_batches(ours, theirs):
   for a, b in zip(ours, theirs, strict=True):
-    assert a.keys() == b.keys() == {"waveform", "length", "record"}
+    assert a.keys() == b.keys() == {"waveform", "length", "record", "rows"}
     for key in a:
       assert a[key].dtype == b[key].dtype
       np.testing.assert_array_equal(a[key], b[key])
@@ -290,9 +290,7 @@ def test_processes_together_read_the_batch_of_one(source, planned):
   whole = iterate(source, planned, row_multiple=8)
   for count in (2, 4):
     parts = [
-      iterate(
-        source, planned, row_multiple=8, process_index=p, process_count=count
-      )
+      iterate(source, planned, row_multiple=8, shards=(p,), num_shards=count)
       for p in range(count)
     ]
     joined = [
@@ -314,8 +312,8 @@ def test_row_multiple_only_adds_empty_rows(source, planned):
 
 
 def test_rows_that_cannot_be_shared_are_refused(source, planned):
-  with pytest.raises(ValueError, match="among 7 processes"):
-    batches.load_batch(source, planned.batch(0), 8, 0, 7)
+  with pytest.raises(ValueError, match="in 7 shards"):
+    batches.load_batch(source, planned.batch(0), 8, 7)
 
 
 def test_starting_late_is_skipping(source, planned):
@@ -414,7 +412,7 @@ def drawn(source, planned, updates, count, multiple):
   for update in updates:
     rows = planned.batch(update)
     for p in range(count):
-      batch = batches.load_batch(source, rows, multiple, p, count)
+      batch = batches.load_batch(source, rows, multiple, count, (p,))
       seen += batch["record"][batch["length"] > 0].tolist()
   return seen
 
@@ -467,8 +465,8 @@ def test_what_is_left_after_a_random_step_is_the_same(source, workers):
         8 - start,
         workers=workers,
         row_multiple=count,
-        process_index=p,
-        process_count=count,
+        shards=(p,),
+        num_shards=count,
       )
       for p in range(count)
     ]

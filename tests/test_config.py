@@ -209,6 +209,16 @@ def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
     (["--confg=1"], 2, "Did you mean: config"),
     ([], 2, "--config"),
     (["--config=configs/slim.py", "--dry_run"], 1, "config.data.dir"),
+    (
+      ["--config=configs/smoke.py", "--workdir=gs://bucket/run"],
+      1,
+      "mount the bucket",
+    ),
+    (
+      ["--config=configs/slim.py", "--config.data.dir=records:gs://bucket/x"],
+      1,
+      "mount the bucket",
+    ),
   ],
 )
 def test_wrong_usage_is_one_line_and_a_status(args, status, said):

@@ -274,7 +274,7 @@ from ssl_jax.training import sharding
 
 folder = sys.argv[1]
 kmeans._CHUNK = 1 << 17
-by_row, _ = sharding.over_devices()
+by_row = sharding.by_row(sharding.make_mesh())
 frames = jax.device_put(np.load(folder + "/frames.npy"), by_row)
 assert len(frames.addressable_shards) == 8
 parts, improve = [], kmeans._improve

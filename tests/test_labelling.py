@@ -91,7 +91,7 @@ def work(audio):
     "states": frames.mfcc_states,
     "clusters": CLUSTERS,
     "origin": {"layer": "mfcc", "checkpoint": None},
-    "by_row": sharding.over_devices()[0],
+    "by_row": sharding.by_row(sharding.make_mesh()),
   }
 
 

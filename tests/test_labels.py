@@ -734,7 +734,7 @@ def test_labels_in_a_batch_are_those_of_its_audio(spoken):
     one = batches.load_batch(source, rows, 8, labels=sets[1:])
     np.testing.assert_array_equal(one["labels"], batch["labels"][..., 1:])
     bare = batches.load_batch(source, rows, 8)
-    assert bare.keys() == {"waveform", "length", "record"}
+    assert bare.keys() == {"waveform", "length", "record", "rows"}
   assert cropped > 20
   empty = 0
   for rows in plan.valid_batches(source.num_samples, BUCKETS, 10.0):
@@ -786,7 +786,9 @@ def iterate(source, sets, threads=2, workers=0, **share):
 
 def assert_same(ours, theirs):
   for a, b in zip(ours, theirs, strict=True):
-    assert a.keys() == b.keys() == {"waveform", "length", "record", "labels"}
+    assert (
+      a.keys() == b.keys() == {"waveform", "length", "record", "rows", "labels"}
+    )
     for key in a:
       assert a[key].dtype == b[key].dtype
       np.testing.assert_array_equal(a[key], b[key])
@@ -805,9 +807,7 @@ def test_threads_and_workers_read_the_same_labels(spoken, threads, workers):
 
 def test_eight_processes_together_read_the_labels_of_one(spoken):
   source, sets = spoken
-  parts = [
-    iterate(source, sets, process_index=p, process_count=8) for p in range(8)
-  ]
+  parts = [iterate(source, sets, shards=(p,), num_shards=8) for p in range(8)]
   joined = [
     {key: np.concatenate([part[key] for part in update]) for key in update[0]}
     for update in zip(*parts, strict=True)

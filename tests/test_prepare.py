@@ -35,7 +35,8 @@ def run(clips, out, **changes):
     "num_workers": 2,
   }
   source = manifest.open_clips(clips)
-  return prepare.prepare(source, out, **options | changes)
+  with prepare.alone(out):
+    return prepare.prepare(source, out, **options | changes)
 
 
 def opened(out):

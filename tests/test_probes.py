@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hf
 import jax
 import jax.numpy as jnp
 import jiwer
 import numpy as np
 import pytest
+import soundfile
 import torch
+import transformers
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
@@ -30,7 +33,7 @@ from ssl_jax.probes import (
 from ssl_jax.training import sharding
 
 ROOT = Path(__file__).parents[1]
-BY_ROW = sharding.over_devices()[0]
+BY_ROW = sharding.by_row(sharding.make_mesh())
 
 
 def settings(task="ks", **changes):
@@ -121,6 +124,71 @@ def test_am_softmax_is_its_formula():
   np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_every_pair_of_a_group_is_a_trial():
+  found = verify.pairs("aabba", [1, 1, 1, None, None])
+  trials = [*zip(found["one"], found["other"], found["same"])]
+  assert trials == [(0, 1, 1), (0, 2, 0), (1, 2, 0), (3, 4, 0)]
+  many = verify.pairs(np.arange(9_000) % 3, [0] * 9_000)
+  assert len(many["one"]) == pytest.approx(1e6, rel=1e-3)
+  assert many["same"].mean() == pytest.approx(1 / 3, abs=0.01)
+  assert ((many["one"] % 3 == many["other"] % 3) == many["same"]).all()
+
+
+def test_listed_trials_are_found_among_the_clips(tmp_path):
+  trials = tmp_path / "veri_test.txt"
+  trials.write_text(
+    "1 id1/x/00001.wav id1/y/00002.wav\n0 id1/x/00001.wav id2/x/00001.wav\n"
+  )
+  ids = [
+    *("wav/id2/x/00001", "wav/id1/z/00001", "wav/id1/y/00002"),
+    "wav/id1/x/00001",
+  ]
+  found, used = verify._listed(trials, ids)
+  assert used.tolist() == [0, 2, 3]
+  assert found["one"].tolist() == [2, 2] and found["other"].tolist() == [1, 0]
+  assert found["same"].tolist() == [True, False]
+  with pytest.raises(UserError, match="no clip of test is 'id1/x/00001'"):
+    verify._listed(trials, ids[:2])
+  trials.write_text("1 a b\n2 a b\n")
+  with pytest.raises(UserError, match="line 2 is not"):
+    verify._listed(trials, ids)
+  with pytest.raises(UserError, match="cannot be read"):
+    verify._listed(tmp_path / "none", ids)
+
+
+def test_trials_of_a_list_are_scored(tmp_path):
+  config = settings("asv")
+  opened = splits(config)
+  who = [known["speaker"] for known in opened["test"].metadata]
+  other = next(i for i, name in enumerate(who) if name != who[0])
+  alike = next(i for i in range(1, len(who)) if who[i] == who[0])
+  ids = opened["test"].ids
+  config.trials = str(tmp_path / "list")
+  (tmp_path / "list").write_text(
+    f"1 {ids[0]} {ids[alike]}\n0 {ids[0]} {ids[other]}\n"
+  )
+  task, labelled = TASKS["asv"](config, opened)
+  source, targets = labelled["test"]
+  assert {*source.ids} == {ids[0], ids[alike], ids[other]}
+  names = [*source.ids]
+  said = [np.array([1.0, 0])] * 3
+  said[names.index(ids[other])] = np.array([0.0, 1])
+  assert task.score(said, targets) == 0
+
+
+def test_flops_of_loops_are_counted_as_often_as_they_run():
+  batch, frames, width, size = 3, 17, 8, 6
+  made = heads.Frames(width, 5, 1, size, 0.0)
+  x, length = jnp.zeros((batch, frames, 2, 4)), jnp.full(batch, frames)
+  params = made.init(jax.random.key(0), x, length, None)
+  program = jax.make_jaxpr(lambda p: made.apply(p, x, length, None))(params)
+  each = 2 * 4 * width  # The projection; two directions of four gates.
+  each += 2 * 2 * 4 * size * (width + size) + 2 * 2 * size * 5
+  found = fit.product_flops(program.jaxpr)
+  layers_sum = 2 * batch * frames * 2 * 4
+  assert found == pytest.approx(batch * frames * each, abs=layers_sum)
+
+
 def test_collapsing_drops_repeats_not_tokens():
   said = np.array([0, 3, 3, 0, 3, 4, 4, 4, 0])
   assert [t for t in ctc.collapse(said) if t] == [3, 3, 4]
@@ -196,7 +264,8 @@ def test_features_are_computed_once_gone_on_with_and_bounded(
   assert len(calls) == made
   # As a kill after the second batch leaves it.
   (cache,) = tmp_path.iterdir()
-  (cache / "progress.json").write_text(json.dumps({"batches": 2}))
+  progress = json.loads((cache / "progress.json").read_text())
+  (cache / "progress.json").write_text(json.dumps(progress | {"batches": 2}))
   again = features.extract(*arguments).values
   np.testing.assert_array_equal(again, first)
   assert len(calls) == made + made - 2
@@ -205,9 +274,75 @@ def test_features_are_computed_once_gone_on_with_and_bounded(
   other = counted._replace(identity="another")
   features.extract(other, source, config, False, tmp_path, BY_ROW)
   assert len([*tmp_path.iterdir()]) == 1 and not cache.exists()
+  # What is in use stays.
+  held = features.extract(other, source, config, False, tmp_path, BY_ROW)
+  with pytest.raises(UserError, match="with those in use"):
+    features.extract(counted, source, config, False, tmp_path, BY_ROW)
+  np.testing.assert_array_equal(held.values, first)
+  del held
   config.features.cache_gb = 1e-6
   with pytest.raises(UserError, match="the features take"):
     features.extract(counted, source, config, False, tmp_path, BY_ROW)
+
+
+def test_caches_are_of_their_audio_batches_and_size(tmp_path):
+  config = settings(**{"eval.batch_seconds": 2.0})
+  source = run._open(config, "valid")
+
+  class Louder:
+    def __getattr__(self, name):
+      return getattr(source, name)
+
+    def read(self, *where):
+      return source.read(*where) * 2
+
+  encoder = encoders.log_mel()
+
+  def extract(source):
+    found = features.extract(encoder, source, config, False, tmp_path, BY_ROW)
+    return np.array(found.values)
+
+  first = extract(source)
+  (cache,) = tmp_path.iterdir()
+  progress = json.loads((cache / "progress.json").read_text())
+  (cache / "progress.json").write_text(json.dumps(progress | {"batches": 1}))
+  np.lib.format.open_memmap(cache / "features.npy", "r+")[:] = 0
+  config.eval.batch_seconds = 4.0  # Of which the batches done say nothing.
+  np.testing.assert_array_equal(extract(source), first)
+  with (cache / "features.npy").open("r+") as torn:
+    torn.truncate(1000)
+  np.testing.assert_array_equal(extract(source), first)
+  config.features.normalize = False
+  assert np.abs(extract(Louder()) - extract(source)).mean() > 0.1
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+  config = settings()
+  source = run._open(config, "valid")
+  broken = encoders.log_mel()._replace(
+    states=lambda waveform, length: jnp.full(
+      (1, len(length), num_frames(waveform.shape[1]), 160), jnp.nan
+    )
+  )
+  with pytest.raises(UserError, match=r"logmel: features of .* not finite"):
+    features.extract(broken, source, config, False, tmp_path, BY_ROW)
+
+
+def test_texts_are_read_as_people_type_them():
+  assert ctc._plain(" It\u2019s -- 'so', don't! ") == "It's 'so' don't"
+  assert len({*map(len, (ctc.BLANK, ctc.EOS, ctc.UNKNOWN))}) == 1
+
+
+def test_clips_of_verification_are_cropped_anywhere():
+  config = settings("asv")
+  task, _ = TASKS["asv"](config, splits(config))
+  assert task.crop == 399
+  frames = np.arange(2 * 1000, dtype=np.float16)[:, None, None] % 1000
+  found = features.Features(frames, np.array([0, 1000, 2000]))
+  split = fit.Split(found, {"speaker": np.array([0, 1])})
+  drawn = fit.Sampler(config, task, split).chunk(0)["features"][..., 0, 0]
+  drawn = drawn.reshape(-1, drawn.shape[-1])[:, :399].astype(int)
+  assert (np.diff(drawn) == 1).all() and len({*drawn[:, 0].tolist()}) > 20
 
 
 def synthetic(clips, classes, informative, seed):
@@ -331,6 +466,51 @@ def test_what_a_corpus_lacks_is_one_line(task, changes, said):
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+  "task, split, key, value, said",
+  [
+    ("asr", "train", "text", " ", "task asr needs 'text' of every clip"),
+    ("asr", "test", "text", "", "and 'b' (test) has none"),
+    ("sid", "test", "speaker", "Z", "'Z' of 'b' (test) is of no training clip"),
+    (
+      "er",
+      "valid",
+      "label",
+      "sad",
+      "'sad' of 'b' (valid) is of no training clip",
+    ),
+  ],
+)
+def test_a_label_that_will_not_do_is_one_line(
+  tmp_path, task, split, key, value, said
+):
+  known = {"text": "go", "speaker": "A", "label": "glad"}
+  other = {"text": "stop", "speaker": "B", "label": "angry"}
+  lines = []
+  for part in ("train", "valid", "test"):
+    for name, about in (("a", known), ("b", other)):
+      changed = {key: value} if (part, name) == (split, "b") else {}
+      path = tmp_path / part / f"{name}.wav"
+      path.parent.mkdir(exist_ok=True)
+      soundfile.write(path, np.zeros(8_000), 16_000)
+      clip = {"path": str(path), "id": name if changed else f"{part}/{name}"}
+      lines.append(json.dumps(about | clip | {"split": part} | changed))
+  manifest = tmp_path / "clips.jsonl"
+  manifest.write_text("\n".join(lines))
+  config = settings(
+    task,
+    **{
+      "data.source": "manifest",
+      "data.dir": str(manifest),
+      "data.split_key": "split",
+      "where": ("",),
+    },
+  )
+  with pytest.raises(UserError) as error:
+    TASKS[task](config, splits(config))
+  assert said in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("task", ["ks", "pr", "asv"])
 def test_log_mel_is_probed_by_the_command(tmp_path, task):
   done = subprocess.run(
@@ -357,12 +537,47 @@ def test_log_mel_is_probed_by_the_command(tmp_path, task):
   assert (tmp_path / "out" / f"{task}-smoke-logmel.png").stat().st_size > 5_000
 
 
+def test_a_model_of_transformers_is_probed_beside_its_twin(tmp_path):
+  torch.manual_seed(0)
+  folder = tmp_path / "hubert"
+  transformers.HubertModel(
+    transformers.HubertConfig(**hf.TINY, num_hidden_layers=1)
+  ).save_pretrained(folder)
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "ssl_jax.probe", f"--checkpoint=hf:{folder}"),
+      f"--encoder=model,random,hf:{folder},logmel",
+      f"--config={ROOT / 'configs/probe.py'}",
+      *("--config.fit.updates=20", "--config.fit.eval_every=20"),
+      *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  said = json.loads(done.stdout.splitlines()[-1])
+  assert said["encoder"] == "model"
+  beside = said["baselines"]
+  assert [*beside] == ["random", "hf:hubert", "logmel"]
+  # One model by two names, of one cache; its twin is another.
+  assert beside["hf:hubert"]["test"] == said["test"]
+  assert len([*(tmp_path / "cache").iterdir()]) == 3 * 3
+
+
 @pytest.mark.parametrize(
   "args, status, said",
   [
     ([], 2, "--checkpoint is missing"),
     (["--checkpoint=nowhere"], 1, "holds no checkpoint"),
-    (["--encoder=logmel", "--config.task=xx"], 1, "unknown task"),
+    (["--checkpoint=hf:nowhere"], 1, "nowhere"),
+    (["--encoder=logmel,logmel"], 2, "expected each once"),
+    (["--encoder=logmel", "--config.profile=full"], 2, "after a colon"),
+    (["--encoder=logmel", "--config.fit.updates=0"], 1, "expected 1 or more"),
+    (["--encoder=logmel", "--out=/dev/null/x"], 1, "cannot be used"),
+    (["--encoder=logmel", "--cache=/dev/null/x"], 1, "cannot be used"),
+    (["--encoder=logmel,none"], 2, "expected model, random, logmel or hf:DIR"),
+    (["--encoder=logmel", "--config.task=xx"], 2, "after a colon"),
   ],
 )
 def test_wrong_usage_is_one_line_and_a_status(args, status, said):

@@ -17,6 +17,7 @@ from ssl_jax.budget import cells as cells_lib
 from ssl_jax.budget import isoflop, page, runs
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
+from ssl_jax.overrides import override
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"30": 5.9e6, "50": 9.9e6, "100": 2.0e7, "200": 4.0e7, "base": 9.47e7}
@@ -29,7 +30,7 @@ def write_run(
   config = config_lib.base()
   config_lib.set_size(config, size)
   config.objective.name = objective
-  config_lib.override(config, more.pop("config", ()))
+  override(config, more.pop("config", ()))
   (workdir / "config.json").write_text(config_lib.to_json(config))
   result = {
     "params": int(SIZES.get(size, 2e7)),

@@ -13,6 +13,7 @@ from ssl_jax.budget import law as law_lib
 from ssl_jax.budget import updates
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
+from ssl_jax.overrides import override
 from ssl_jax.training import family as family_lib
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_a_family_that_cannot_start_names_the_run(tmp_path):
 )
 def test_overrides_are_those_of_the_command_line(given, key, value):
   config = config_lib.base()
-  config_lib.override(config, [given])
+  override(config, [given])
   found = config_lib.flatten(config)[key]
   assert found == value and type(found) is type(value)
   if key == "budget.flops":
@@ -141,7 +142,7 @@ def test_overrides_are_those_of_the_command_line(given, key, value):
 @pytest.mark.parametrize("given", ["seed=x", "seed=1.5", "data.hours=(1,)"])
 def test_a_value_of_another_type_is_refused(given):
   with pytest.raises(UserError, match="expected a"):
-    config_lib.override(config_lib.base(), [given])
+    override(config_lib.base(), [given])
 
 
 def sweep(workdir, *args):

@@ -17,6 +17,8 @@ from ssl_jax import config as config_lib
 from ssl_jax import data
 from ssl_jax.data import examples, records
 from ssl_jax.errors import UserError
+from ssl_jax.probes import encoders, run
+from ssl_jax.training import sharding
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "ssl_jax" / "data" / "corpus"
@@ -26,6 +28,8 @@ PARTS = {
   "train_other500": LINES[40:46],
   "dev_clean": LINES[100:104],
 }
+
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 class _Audio(tfds.features.Tensor):
@@ -372,3 +376,74 @@ def test_ids_that_are_numbers_or_shared_and_unknown_labels(
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   with pytest.raises(UserError, match="XDG_CACHE_HOME"):
     data.open_source(settings(tmp_path, "fleurs"), "train")
+
+
+@pytest.mark.parametrize("task", ["ks", "sid", "pr"])
+def test_tasks_are_probed_on_datasets(tmp_path, task):
+  """Of speech_commands' features, voxceleb's, librispeech's."""
+  digits = [line for line in LINES if line["label_type"] == "digit"]
+  if task == "pr":
+    digits = [line for line in digits if line["language"].startswith("en")]
+  words = sorted({line["label"] for line in digits})
+  speakers = sorted({line["speaker"] for line in digits})
+  names = {"ks": words, "sid": speakers}.get(task, ())
+  features = {
+    "ks": {
+      "audio": _Audio(16_000, False),
+      "label": tfds.features.ClassLabel(names=words),
+    },
+    "sid": {
+      "audio": _Audio(16_000, False),
+      "label": tfds.features.ClassLabel(names=speakers),
+      "youtube_id": tfds.features.Text(),
+    },
+    "pr": {
+      "speech": _Audio(16_000, False),
+      "text": tfds.features.Text(),
+      "speaker_id": np.int64,
+      "chapter_id": np.int64,
+      "id": np.str_,
+    },
+  }[task]
+
+  def one(line):
+    audio, _ = soundfile.read(CORPUS / line["file"], dtype="int16")
+    label = line["label" if task == "ks" else "speaker"]
+    known = {"audio": audio, "label": label, "youtube_id": "x"}
+    known |= example(line)
+    return {key: known[key] for key in features}
+
+  name = {"ks": "Speech_Commands", "sid": "Voxceleb"}.get(task, "Librispeech")
+  parts = {"train": digits[::2], "validation": digits[::2], "test": digits[::4]}
+  write(
+    tmp_path,
+    name,
+    features,
+    {
+      split: {line["file"]: one(line) for line in lines}
+      for split, lines in parts.items()
+    },
+  )
+  config = config_lib.load(f"{ROOT}/configs/probe.py:task={task}")
+  config.update_from_flattened_dict(
+    {
+      "where": ("",),
+      "data.source": "tfds",
+      "data.name": name.lower(),
+      "data.dir": str(tmp_path),
+      "fit.updates": 100,
+      "fit.eval_every": 50,
+      "fit.num_seeds": 1,
+    }
+  )
+  result = run.probe(
+    config,
+    [encoders.log_mel()],
+    tmp_path / "cache",
+    tmp_path / "out",
+    sharding.by_row(sharding.make_mesh()),
+  )
+  assert result["clips"] == {s: len(parts[t]) for s, t in SPLITS.items()}
+  # What was learned is asked again.
+  chance = 1 if task == "pr" else 1 / len({*names})
+  assert result["test"] < 0.9 if task == "pr" else result["test"] > 2 * chance

@@ -76,7 +76,7 @@ def pair():
     }
 
   params = {
-    "backbone": hf.backbone_params(reference.wav2vec2),
+    "backbone": hf.imported(reference)[1],
     "quantizer": {
       "logits": dense("quantizer.weight_proj"),
       "vectors": weights["quantizer.codevectors"].reshape(GROUPS, CODES, -1),

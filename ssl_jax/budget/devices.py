@@ -1,6 +1,8 @@
 """What accelerators can do, by the names people use: v5e-8, h100, a100-4."""
 
+import math
 import re
+from typing import NamedTuple
 
 from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
@@ -16,6 +18,47 @@ _PEAK = {
   "v5p": (459e12, ("TPU v5p", "TPU v5")),
   "v6e": (918e12, ("TPU v6 lite", "TPU v6e")),
 }
+
+# Of a chip, as Google states it: memory in bytes, bytes a second from it, and
+# bytes a second to its neighbours over all links; the slices that are sold.
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+
+
+class Chip(NamedTuple):
+  """A TPU chip, and the shapes that slices of it have."""
+
+  flops_per_second: float
+  hbm_bytes: float
+  hbm_bytes_per_second: float
+  link_bytes_per_second: float
+  topologies: tuple[str, ...]
+
+
+_CHIPS = {
+  "v5e": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8, _FLAT),
+  "v5p": Chip(459e12, 95 * 2**30, 2765e9, 4800e9 / 8, _DEEP),
+  "v6e": Chip(918e12, 32 * 2**30, 1640e9, 3584e9 / 8, _FLAT),
+}
+
+
+def topology(name: str) -> tuple[Chip, str, int]:
+  """(chip, "v5e:4x4", 16) of "v5e:4x4" or "v5e-16".
+
+  Raises:
+    UserError: unknown; the valid ones are listed.
+  """
+  kind, _, shape = name.lower().replace("-", ":").partition(":")
+  said = f"--topology={name!r}: expected one of "
+  if kind not in _CHIPS:
+    raise UserError(said + ", ".join(f"{k}:SHAPE" for k in _CHIPS))
+  for known in _CHIPS[kind].topologies:
+    chips = math.prod(map(int, known.split("x")))
+    if shape in (known, str(chips)):
+      return _CHIPS[kind], f"{kind}:{known}", chips
+  raise UserError(
+    said + ", ".join(f"{kind}:{known}" for known in _CHIPS[kind].topologies)
+  )
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:

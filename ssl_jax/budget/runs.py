@@ -21,7 +21,9 @@ SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
 # What differs without making another experiment: runs that differ in nothing
 # else, at one budget, are seeds of one.
 _FREE = ("seed", "budget", "checkpoint", "eval", "loader", "log")
-_FREE_KEYS = ("dir", "valid_dir", "microbatches", "scan_layers")
+_FREE_KEYS = (
+  *("dir", "valid_dir", "mesh", "microbatches", "remat", "scan_layers"),
+)
 _FILES = {"result.json", "config.json", "metrics.jsonl"}
 
 

@@ -25,30 +25,32 @@ def load_batch(
   source: Source,
   rows: Rows,
   row_multiple: int = 1,
-  process_index: int = 0,
-  process_count: int = 1,
+  num_shards: int = 1,
+  shards: Sequence[int] = (0,),
   labels: Sequence[LabelSet] = (),
 ) -> dict[str, np.ndarray]:
   """Reads one process's share of a global batch of B rows.
 
   B is first rounded up with empty rows to a multiple of `row_multiple` (say
-  devices x microbatches), so that the clips do not depend on it; process p has
-  the p-th of `process_count` equal runs of rows. A clip that cannot be read is
-  an empty row, named once in a warning and kept in `source.damaged`.
+  devices x microbatches), so that the clips do not depend on it; of
+  `num_shards` equal runs of rows, those of `shards` are read, b rows in all. A
+  clip that cannot be read is an empty row, named once in a warning and kept in
+  `source.damaged`.
 
   Returns:
-    waveform: int16 [B / process_count, S], zeros after the clip's end.
-    length: int32 [B / process_count] real samples of each row.
-    record: int64 [B / process_count] index in the source; -1 where length is 0.
-    labels: uint16 [B / process_count, T, L] of the L sets of the source's
-      labels, NO_LABEL where there is no frame; left out where L is 0.
+    waveform: int16 [b, S], zeros after the clip's end.
+    length: int32 [b] real samples of each row.
+    record: int64 [b] index in the source; -1 where length is 0.
+    rows: int32 [b] place in the global batch.
+    labels: uint16 [b, T, L] of the L sets of the source's labels, NO_LABEL
+      where there is no frame; left out where L is 0.
 
   Raises:
     ValueError: the rows cannot be shared equally.
     UserError: several clips of the batch, and none of them readable.
   """
-  share = row_multiple, process_index, process_count
-  return _report(source, _load(source, rows, *share, labels))
+  part = row_multiple, num_shards, shards
+  return _report(source, _load(source, rows, *part, labels))
 
 
 def make_iterator(
@@ -58,8 +60,8 @@ def make_iterator(
   num_updates: int,
   *,
   row_multiple: int = 1,
-  process_index: int = 0,
-  process_count: int = 1,
+  num_shards: int = 1,
+  shards: Sequence[int] = (0,),
   labels: Sequence[LabelSet] = (),
   num_threads: int,
   num_workers: int,
@@ -73,8 +75,8 @@ def make_iterator(
     start_update: first update, from 0.
     num_updates: after which the iterator ends.
     row_multiple: as of `load_batch`, like the next three.
-    process_index: of this process.
-    process_count: of the run.
+    num_shards: of a batch.
+    shards: that this process reads.
     labels: of the source.
     num_threads: batches read at once (in each worker).
     num_workers: processes beside this one; 0: threads only. Batches come
@@ -88,8 +90,8 @@ def make_iterator(
 
   def load(update: int) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
     rows = plan.batch(int(update))
-    share = row_multiple, process_index, process_count
-    return _load(source, rows, *share, labels)
+    part = row_multiple, num_shards, shards
+    return _load(source, rows, *part, labels)
 
   updates = grain.MapDataset.range(start_update, start_update + num_updates)
   options = grain.ReadOptions(min(num_threads, prefetch), prefetch)
@@ -106,30 +108,30 @@ def _load(
   source: Source,
   rows: Rows,
   row_multiple: int,
-  process_index: int,
-  process_count: int,
+  num_shards: int,
+  shards: Sequence[int],
   labels: Sequence[LabelSet],
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
   """The batch, and (id, reason) of the clips that could not be read."""
   total = math.ceil(len(rows.clips) / row_multiple) * row_multiple
-  share, rest = divmod(total, process_count)
+  size, rest = divmod(total, num_shards)
   if rest:
-    raise ValueError(f"{total} rows among {process_count} processes")
+    raise ValueError(f"{total} rows in {num_shards} shards")
+  mine = np.concatenate([np.arange(i * size, (i + 1) * size) for i in shards])
   batch = {
-    "waveform": np.zeros((share, rows.bucket_length), np.int16),
-    "length": np.zeros(share, np.int32),
-    "record": np.full(share, -1, np.int64),
+    "waveform": np.zeros((len(mine), rows.bucket_length), np.int16),
+    "length": np.zeros(len(mine), np.int32),
+    "record": np.full(len(mine), -1, np.int64),
+    "rows": mine.astype(np.int32),
   }
   if labels:
-    shape = share, num_frames(rows.bucket_length), len(labels)
+    shape = len(mine), num_frames(rows.bucket_length), len(labels)
     batch["labels"] = np.full(shape, NO_LABEL, np.uint16)
-  mine = slice(process_index * share, (process_index + 1) * share)
   damaged = []
-  for row, clip in enumerate(rows.clips[mine].tolist()):
-    if clip < 0:
+  for row, place in enumerate(mine.tolist()):
+    if place >= len(rows.clips) or (clip := int(rows.clips[place])) < 0:
       continue
-    start = int(rows.starts[mine][row])
-    speed = float(rows.speeds[mine][row])
+    start, speed = int(rows.starts[place]), float(rows.speeds[place])
     try:
       audio = source.read(clip, start, math.ceil(rows.bucket_length * speed))
     except DamagedAudio as damage:

@@ -18,7 +18,7 @@ from ssl_jax.data import audio
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import cache_folder, write_atomically
 
 _FORMAT = 1  # Of what is kept of a file: another for other `_facts`.
 # What is kept of an example, under the names that datasets have for it.
@@ -103,12 +103,11 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
 
 
 def _index_path(file: str, feature: Feature) -> Path:
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   status = os.stat(file)
   file = os.path.realpath(file)
   identity = _FORMAT, file, status.st_size, status.st_mtime_ns, feature
   digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-  return cache / "ssl_jax" / "tfds" / f"{digest}.jsonl"
+  return cache_folder("tfds") / f"{digest}.jsonl"
 
 
 def _index(file: str, feature: Feature, path: Path) -> None:

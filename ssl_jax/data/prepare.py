@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from ssl_jax import SAMPLE_RATE
 from ssl_jax.data import audio, records
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import claim, write_atomically
 
 _SHARD_SECONDS = 1800.0  # 58 MB; what a kill may undo, on each core.
+UNPACKED = ".unpacked-by-ssl_jax-"  # How folders of archives begin.
 
 
 class Item(NamedTuple):
@@ -45,7 +47,7 @@ def prepare(
 
   Args:
     source: of the clips.
-    folder: of the corpus.
+    folder: of the corpus, held with `alone`.
     min_seconds: shorter ones are skipped.
     max_seconds: longer ones become records of at most so much; 0: none does.
     pack_seconds: short clips of one speaker become records of up to so much,
@@ -65,7 +67,8 @@ def prepare(
       f"{skipped[0]['id']!r} ({skipped[0]['reason']})"
     )
   shards = _share_out(items)
-  _claim(folder, items)
+  held = "another corpus, or this one prepared otherwise"
+  claim(folder, "prepare.json", _identity(items), "--out", held)
   if (folder / "dataset.json").exists():
     return records.read_header(f"--out={folder}", folder)
   todo = [
@@ -74,7 +77,6 @@ def prepare(
     if not (records.is_written(folder, i) and _skipped(folder, i).exists())
   ]
   with (
-    _alone(folder),
     concurrent.futures.ProcessPoolExecutor(
       num_workers,
       multiprocessing.get_context("spawn"),
@@ -103,9 +105,19 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-  """Keeps others from writing to a corpus; removes what a kill left half."""
-  with (folder / "prepare.lock").open("w") as lock:
+def alone(folder: Path) -> Iterator[None]:
+  """Keeps others from writing to a corpus; removes what a kill left half.
+
+  Raises:
+    UserError: another writes there, or nobody can.
+  """
+  path = folder / "prepare.lock"
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(path.open("w"))
+    except OSError as error:
+      raise UserError(f"--out={folder} cannot be used ({error})") from error
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -114,7 +126,15 @@ def _alone(folder: Path) -> Iterator[None]:
       ) from error
     for part in (folder / "shards").glob("*.part"):
       part.unlink(missing_ok=True)
-    yield
+    for left in folder.glob(f"{UNPACKED}*"):
+      shutil.rmtree(left, ignore_errors=True)
+    try:
+      yield
+    except BaseException:
+      if [*folder.iterdir()] == [path]:  # Nothing came of it.
+        path.unlink()
+        folder.rmdir()
+      raise
 
 
 def _end_with_parent() -> None:
@@ -236,28 +256,13 @@ def _seconds(items: list[Item]) -> float:
   return sum(part[2] for item in items for part in item.parts) / SAMPLE_RATE
 
 
-def _claim(folder: Path, items: list[Item]) -> None:
-  """Makes the folder that of these records, or checks that it is."""
+def _identity(items: list[Item]) -> str:
   digest = hashlib.sha256()
   for item in items:
     digest.update(
       json.dumps([item.about, [p[1:] for p in item.parts]]).encode()
     )
-  path, mine = (
-    folder / "prepare.json",
-    json.dumps({"items": digest.hexdigest()}),
-  )
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      write_atomically(path, mine)
-    elif path.read_text() != mine:
-      raise UserError(
-        f"--out={folder} holds another corpus, or this one prepared otherwise: "
-        "choose another"
-      )
-  except OSError as error:
-    raise UserError(f"--out={folder} cannot be used ({error})") from error
+  return json.dumps({"items": digest.hexdigest()})
 
 
 def _part(source: Source, items: list[Item]) -> tuple[Source, list[Item]]:

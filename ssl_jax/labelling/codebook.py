@@ -32,7 +32,7 @@ def mfcc_codebooks(
   """
   if config.objective.name != "hubert":
     return ()
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   codebooks, frames = [], None
   for name, clusters in zip(label_sets(config), config.hubert.clusters):
     if name != "mfcc":

@@ -27,7 +27,7 @@ from ssl_jax.data.labels import (
 )
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import claim, write_atomically
 from ssl_jax.labelling import codebook as codebook_lib
 from ssl_jax.labelling import frames as frames_lib
 from ssl_jax.labelling import picture, quality
@@ -74,7 +74,13 @@ def label_corpus(
     "pieces": [*config.data.bucket_seconds, config.eval.batch_seconds],
     "corpus": {split: corpus_hash(source) for split, source in sources.items()},
   }
-  _claim(folder, identity)
+  claim(
+    folder,
+    "identity.json",
+    json.dumps(identity, indent=2, sort_keys=True),
+    "--workdir",
+    "labels of another corpus, encoder, layer, number of clusters or config",
+  )
   if (folder / "header.json").exists():
     try:
       for split, source in sources.items():
@@ -178,21 +184,3 @@ def _label_split(
       bar.update()
   writer.checkpoint(len(pieces))
   return writer.finish()
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-  path = folder / "identity.json"
-  text = json.dumps(identity, indent=2, sort_keys=True)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      write_atomically(path, text)
-    elif path.read_text() != text:
-      raise UserError(
-        f"--workdir={folder} holds labels of another corpus, encoder, layer, "
-        "number of clusters or config; choose another"
-      )
-  except OSError as error:
-    raise UserError(
-      f"--workdir={folder} cannot be used ({error}); choose another"
-    ) from error

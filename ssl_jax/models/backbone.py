@@ -62,13 +62,19 @@ class Backbone(nn.Module):
       waveform = frontend.normalize_waveform(waveform, length)
     if config.frontend.name == "waveform":
       features = frontend.WaveformStem(
-        config.frontend.norm, self.dtype, name="stem"
+        config.frontend.norm,
+        config.frontend.conv_bias,
+        self.dtype,
+        name="stem",
       )(waveform, length)
       features = frontend.scale_gradient(features, config.frontend.grad_mult)
       normed = frontend.layer_norm(self.dtype, "feature_norm")(features)
     else:
       features = frontend.log_mel_frames(
-        waveform, length, config.frontend.num_mel_bins
+        waveform,
+        length,
+        config.frontend.num_mel_bins,
+        config.frontend.mel_norm,
       )
       normed = features
     x = nn.Dense(

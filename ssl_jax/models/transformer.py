@@ -1,4 +1,4 @@
-"""The encoder: convolutional positions, then post-norm Transformer layers."""
+"""The encoder: convolutional positions, then Transformer layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +29,13 @@ def dropout(
     )
 
   return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0)
+
+
+# What the backward pass finds saved, by config.encoder.remat.
+_REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class PositionalConv(nn.Module):
@@ -66,6 +73,7 @@ class PositionalConv(nn.Module):
 class Layer(nn.Module):
   """x -> attention -> add, norm -> feed-forward -> add, norm.
 
+  With `norm_first`, x -> norm, attention -> add -> norm, feed-forward -> add.
   x [B, T, D], frame_mask [B, T] (True: real frame), keys [B] or None.
   """
 
@@ -81,7 +89,13 @@ class Layer(nn.Module):
     def dense(size: int, name: str) -> nn.Dense:
       return nn.Dense(size, dtype=self.dtype, kernel_init=_bert_init, name=name)
 
-    def heads(name: str) -> jax.Array:  # [B, T, H, D / H]
+    def norm(x: jax.Array, name: str, here: bool) -> jax.Array:
+      return layer_norm(self.dtype, name)(x) if here else x
+
+    first = config.norm_first
+    y = norm(x, "attention_norm", first)
+
+    def heads(name: str, x: jax.Array = y) -> jax.Array:  # [B, T, H, D / H]
       y = dense(config.hidden_size, name)(x)
       return y.reshape(*y.shape[:2], config.num_heads, -1)
 
@@ -94,16 +108,19 @@ class Layer(nn.Module):
     weights = dropout(weights, config.attention_dropout, keys, 0)
     y = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape)
     y = dropout(dense(config.hidden_size, "output")(y), config.dropout, keys, 1)
-    x = layer_norm(self.dtype, "attention_norm")(x + y)
+    x = norm(x + y, "attention_norm", not first)
 
-    y = nn.gelu(dense(config.ffn_size, "up")(x), approximate=False)
+    y = norm(x, "ffn_norm", first)
+    y = nn.gelu(dense(config.ffn_size, "up")(y), approximate=False)
     y = dropout(y, config.activation_dropout, keys, 2)
     y = dropout(dense(config.hidden_size, "down")(y), config.dropout, keys, 3)
-    return layer_norm(self.dtype, "ffn_norm")(x + y)
+    return norm(x + y, "ffn_norm", not first)
 
 
 class Transformer(nn.Module):
   """Positions, norm, dropout, layers; returns every hidden state asked for.
+
+  With `norm_first` the norm comes after the layers.
 
   x [B, T, D], frame_mask [B, T] -> the last state [B, T, D], or with
   `all_states` L+1 of them [L + 1, B, T, D]: each layer's input, then the last.
@@ -133,7 +150,8 @@ class Transformer(nn.Module):
       self.dtype,
       name="positions",
     )(x)
-    x = layer_norm(self.dtype, "norm")(x)
+    norm = layer_norm(self.dtype, "norm")
+    x = x if config.norm_first else norm(x)
     layer = Layer(config, self.dtype, parent=None)
     params = self.param("layers", _stacked_init(layer, config.num_layers), x)
 
@@ -152,6 +170,13 @@ class Transformer(nn.Module):
         layer_keys = None if keys is None else fold_in_all(keys, index)
         return layer.apply({"params": params}, x, frame_mask, layer_keys)
 
+      if config.remat != "none":
+        run = jax.checkpoint(
+          run,
+          # Inside a scan XLA cannot undo it.
+          prevent_cse=not config.scan_layers,
+          policy=_REMAT_POLICIES[config.remat],
+        )
       if keys is None or config.layerdrop == 0:
         return run(x)
       return jax.lax.cond(keep, run, lambda x: x, x)
@@ -163,11 +188,14 @@ class Transformer(nn.Module):
 
       indices = jnp.arange(config.num_layers)
       x, states = jax.lax.scan(body, x, (params, indices, keep))
+      x = norm(x) if config.norm_first else x
       return jnp.concatenate([states, x[None]]) if all_states else x
 
     states = [x]
     for i, layer_params in enumerate(_unstack(params, config.num_layers)):
       states.append(apply_layer(states[-1], layer_params, i, keep[i]))
+    if config.norm_first:
+      states[-1] = norm(states[-1])
     return jnp.stack(states) if all_states else states[-1]
 
 

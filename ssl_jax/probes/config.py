@@ -2,7 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from ssl_jax import FRAME_WINDOW, SAMPLE_RATE
 from ssl_jax import config as config_lib
+from ssl_jax.errors import UserError
 
 
 def base() -> ConfigDict:
@@ -17,10 +19,12 @@ def base() -> ConfigDict:
   # Clips whose metadata are so: ("text", "language=en|en-US"): have a text, and
   # are in one of these languages.
   config.where = ("",)
-  config.label = (
-    ""  # Of ks, sid, er: metadata key of the class; "": the task's.
-  )
+  # Of ks, sid, er: metadata key of the class; "": the task's.
+  config.label = ""
   config.within = ""  # Of asv: trials are pairs alike in this metadata key.
+  # Of asv: a list of test's trials, as Vox1-O's: `1 ONE OTHER` (one speaker) or
+  # `0 ONE OTHER` a line; "": every pair.
+  config.trials = ""
 
   config.features = ConfigDict()
   config.features.normalize = False  # LayerNorm without parameters, a layer.
@@ -45,3 +49,30 @@ def base() -> ConfigDict:
   config.eval.batch_seconds = 60.0  # Audio a batch of features (memory only).
   config.loader = config_lib.base().loader
   return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks what would fail late, or quietly.
+
+  Raises:
+    UserError: naming the key, its value, and what is allowed.
+  """
+  counts = (
+    *("fit.updates", "fit.batch_size", "fit.num_seeds", "fit.eval_every"),
+    *("fit.chunk_size", "head.projector", "head.recurrent_size"),
+  )
+  values = config_lib.flatten(config)
+  for key in counts:
+    if values[key] < 1:
+      raise UserError(f"config.{key}={values[key]!r}: expected 1 or more")
+  rates = config.fit.learning_rates
+  if not rates or min(rates) <= 0:
+    raise UserError(
+      f"config.fit.learning_rates={rates!r}: expected rates above 0"
+    )
+  shortest = FRAME_WINDOW / SAMPLE_RATE
+  if config.data.min_seconds < shortest:
+    raise UserError(
+      f"config.data.min_seconds={config.data.min_seconds!r}: expected at least "
+      f"a frame, {shortest:g}"
+    )

@@ -16,7 +16,8 @@ from ssl_jax.probes.heads import Frames
 from ssl_jax.probes.metrics import error_rate
 from ssl_jax.probes.tasks import Labelled, Task, values_of
 
-BLANK, EOS, UNKNOWN = "<blank>", "<eos>", "<unk>"
+# One character each, as CER counts them.
+BLANK, EOS, UNKNOWN = "\0", "\3", "\ufffd"
 _SPACE = "|"
 
 
@@ -142,15 +143,18 @@ def _decode(
   return references, [read(collapse(frames)) for frames in said]
 
 
+def _plain(text: str) -> str:
+  """Words and their apostrophes, a space between them."""
+  text = re.sub("[\u2019\u02bc]", "'", text)
+  return re.sub(r"[^\w']+|_", " ", text).strip()
+
+
 def _characters(
   task: str, split: str, source: Source
 ) -> tuple[Source, list[list[str]]]:
   """Upper case; marks other than apostrophes are dropped."""
   texts = values_of(task, split, source, "text")
-  cleaned = [
-    re.sub(r"[^\w']+|_", " ", text.upper()).strip().replace(" ", _SPACE)
-    for text in texts
-  ]
+  cleaned = [_plain(text).upper().replace(" ", _SPACE) for text in texts]
   return _used(task, split, source, [list(text) for text in cleaned])
 
 
@@ -169,8 +173,10 @@ def _phones(
   source = source.select(english)
   found = []
   for text in values_of(task, split, source, "text") if english else []:
-    words = re.sub(r"[^\w']+|_", " ", text.lower()).split()
-    spoken = [lexicon.get(word) for word in words]
+    words = _plain(text).lower().split()
+    spoken = [
+      lexicon.get(word) or lexicon.get(word.strip("'")) for word in words
+    ]
     known = all(spoken) and spoken
     found.append([p for word in spoken for p in word] if known else [])
   return _used(task, split, source, found)

@@ -1,11 +1,13 @@
 """What is probed: a trained encoder, its random twin, log-mel frames."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from ssl_jax import num_frames
 from ssl_jax.budget.flops import forward_flops
-from ssl_jax.models.backbone import Backbone, compute_dtype
+from ssl_jax.models.backbone import Backbone
 from ssl_jax.probes.features import Encoder
 from ssl_jax.signal import fbank
 from ssl_jax.training import encoder as trained
@@ -16,19 +18,13 @@ _MEL_BINS = 80
 def of_checkpoint(loaded: trained.Encoder, name: str = "model") -> Encoder:
   """All hidden states of a trained encoder."""
   config = loaded.config
-  backbone = Backbone(config, compute_dtype(config))
-
-  def states(waveform: jax.Array, length: jax.Array) -> jax.Array:
-    encoded = backbone.apply(
-      {"params": loaded.params}, waveform, length, all_states=True
-    )
-    return encoded.hidden
-
+  shape = config.frontend.to_json(), config.encoder.to_json()
   return Encoder(
     name,
-    states,
+    loaded.all_states(),
     (config.encoder.num_layers + 1, config.encoder.hidden_size),
-    f"{loaded.origin['params']} {loaded.origin['compute_dtype']}",
+    f"{loaded.origin['params']} {loaded.origin['compute_dtype']} {shape}",
+    loaded.origin,
     lambda num_samples: forward_flops(config, num_samples, 0).total,
   )
 
@@ -39,10 +35,9 @@ def random_twin(loaded: trained.Encoder, seed: int) -> Encoder:
   params = backbone.init(
     jax.random.key(seed), jnp.zeros((1, 3200)), jnp.full(1, 3200)
   )["params"]
-  shape = loaded.config.frontend.to_json(), loaded.config.encoder.to_json()
-  dtype = loaded.origin["compute_dtype"]
-  origin = {"params": f"random {seed} {shape}", "compute_dtype": dtype}
-  return of_checkpoint(loaded._replace(params=params, origin=origin), "random")
+  origin = loaded.origin | {"params": f"random {seed}"}
+  twin = dataclasses.replace(loaded, params=params, origin=origin)
+  return of_checkpoint(twin, "random")
 
 
 def log_mel() -> Encoder:
@@ -59,5 +54,6 @@ def log_mel() -> Encoder:
     states,
     (1, 2 * _MEL_BINS),
     f"log-mel {_MEL_BINS}",
+    {},
     lambda num_samples: float(fbank.spectrum_flops(num_samples, _MEL_BINS)),
   )

@@ -1,16 +1,18 @@
 """Frozen features of a corpus, computed once and kept on disk.
 
 Heads train for many epochs on what an encoder says once. A cache is a folder:
-features.npy, float16 [frames or clips, L + 1, D]; clips.json, whose offsets
-they are; progress.json, how many batches are written: killed, it goes on.
+features.npy, float16 [frames or clips, L + 1, D]; progress.json, how many
+batches are written: killed, it goes on; lock, held while it is made or used.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE, num_frames
+from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 from ssl_jax.labelling import frames
 
 _SYNC_BATCHES = 20  # What a kill may undo.
+_HASHED_CLIPS = 64  # Whose audio tells corpora of the same names apart.
 
 
 class Encoder(NamedTuple):
@@ -37,6 +41,7 @@ class Encoder(NamedTuple):
       of 20 ms.
     shape: (L + 1, D).
     identity: of its parameters; the same for the same states.
+    origin: where it is from, for the record.
     flops: forward, of a clip of so many samples.
   """
 
@@ -44,6 +49,7 @@ class Encoder(NamedTuple):
   states: Callable[[jax.Array, jax.Array], jax.Array]
   shape: tuple[int, int]
   identity: str
+  origin: dict[str, Any]
   flops: Callable[[int], float]
 
 
@@ -53,10 +59,12 @@ class Features(NamedTuple):
   Attributes:
     values: float16 [M, L + 1, D], on disk; of one row a clip if pooled.
     offsets: int64 [N + 1]: rows offsets[i] to offsets[i + 1] are clip i's.
+    lock: keeps others from removing them.
   """
 
   values: np.ndarray
   offsets: np.ndarray
+  lock: IO | None = None
 
   def clip(self, index: int) -> np.ndarray:
     """Float16 [T, L + 1, D]."""
@@ -82,7 +90,8 @@ def extract(
     by_row: how a batch is placed on the devices.
 
   Raises:
-    UserError: they would take more than `features.cache_gb`.
+    UserError: there is no room for them; a clip cannot be read, or the encoder
+      says of it what is not finite.
   """
   count = (
     np.ones(len(source.ids), np.int64)
@@ -95,15 +104,26 @@ def extract(
   path, progress = cache / "features.npy", cache / "progress.json"
   settings = _whole_clips(config, source)
   pieces = frames.make_pieces(settings, source)
-  start = 0
-  if progress.exists():
-    start = json.loads(progress.read_text())["batches"]
-    values = np.lib.format.open_memmap(path, "r+")
-  else:
-    _make_room(folder, 2 * int(np.prod(shape)), config.features.cache_gb)
+  # As batches are counted: a count of others says nothing.
+  plan = [config.eval.batch_seconds, *settings.data.bucket_seconds]
+  try:
     cache.mkdir(parents=True, exist_ok=True)
+    lock = (cache / "lock").open("w")
+  except OSError as error:
+    raise UserError(f"--cache={folder} cannot be used ({error})") from error
+  fcntl.flock(lock, fcntl.LOCK_SH)
+  start = _batches_done(cache, shape, plan)
+  if start != len(pieces):
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    start = _batches_done(cache, shape, plan)
+  if start is None:
+    _make_room(folder, cache, 2 * int(np.prod(shape)), config.features.cache_gb)
     values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    write_atomically(progress, json.dumps({"batches": 0}))
+    write_atomically(progress, json.dumps({"batches": 0, "plan": plan}))
+    start = 0
+  else:
+    values = np.lib.format.open_memmap(path, "r+")
+  os.utime(cache)  # Of use: the longest unused makes room first.
   with tqdm(
     total=len(pieces),
     initial=start,
@@ -123,18 +143,39 @@ def extract(
     for index, (clips, _, found, real) in enumerate(batches, start + 1):
       for clip, row, n in zip(clips.tolist(), found, real.tolist()):
         if clip >= 0:
+          if not np.isfinite(row[:n]).all():
+            raise UserError(
+              f"{encoder.name}: features of {source.ids[clip]!r} are not "
+              "finite; have its parameters diverged?"
+            )
           values[offsets[clip] : offsets[clip] + n] = row[:n]
       bar.update()
       if index % _SYNC_BATCHES == 0 or index == len(pieces):
         values.flush()
-        write_atomically(progress, json.dumps({"batches": index}))
+        done = {"batches": index, "plan": plan}
+        write_atomically(progress, json.dumps(done))
   if source.damaged:
     clip, reason = next(iter(source.damaged.items()))
     raise UserError(
       f"{len(source.damaged)} clips cannot be read, the first being {clip!r} "
       f"({reason}): leave them out"
     )
-  return Features(values, offsets)
+  fcntl.flock(lock, fcntl.LOCK_SH)
+  return Features(values, offsets, lock)
+
+
+def _batches_done(
+  cache: Path, shape: tuple[int, ...], plan: list[float]
+) -> int | None:
+  """How many batches of a cache there are; None: it is to be begun."""
+  try:
+    done = json.loads((cache / "progress.json").read_text())
+    found = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
+    size = (cache / "features.npy").stat().st_size
+  except (OSError, ValueError):
+    return None
+  whole = found.shape == shape and size == found.offset + found.nbytes
+  return done["batches"] if whole and done.get("plan") == plan else None
 
 
 def _frames_of(encoder: Encoder, normalize: bool, pooled: bool) -> Any:
@@ -175,25 +216,44 @@ def _key(
   digest.update(repr(facts).encode())
   digest.update("\0".join(source.ids).encode())
   digest.update(np.ascontiguousarray(source.num_samples))
+  count = len(source.ids)
+  for clip in np.linspace(0, count - 1, min(count, _HASHED_CLIPS)).astype(int):
+    try:
+      digest.update(source.read(int(clip), 0, int(source.num_samples[clip])))
+    except DamagedAudio:
+      pass  # Said when it is encoded.
   return digest.hexdigest()[:24]
 
 
-def _make_room(folder: Path, size: int, limit_gb: float) -> None:
-  """Removes caches, the oldest first, until `size` more bytes fit the limit."""
-  if size > limit_gb * 1e9:
+def _make_room(folder: Path, mine: Path, size: int, limit_gb: float) -> None:
+  """Removes unused caches, until `size` more bytes fit the limit.
+
+  Raises:
+    UserError: they do not, for those in use or for the disk.
+  """
+  total, unused = size, []
+  for cache in folder.iterdir():
+    file = cache / "features.npy"
+    try:
+      lock = (cache / "lock").open("w")
+      total += file.stat().st_size if cache != mine else 0
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      continue  # Of another kind, gone meanwhile, or in use.
+    unused.append((cache.stat().st_mtime, file.stat().st_size, cache, lock))
+  for _, bytes_, cache, lock in sorted(unused, key=lambda x: x[0]):
+    if total > limit_gb * 1e9:
+      shutil.rmtree(cache, ignore_errors=True)
+      total -= bytes_
+    lock.close()
+  if total > limit_gb * 1e9:
     raise UserError(
-      f"the features take {size / 1e9:.3g} GB: raise "
-      f"--config.features.cache_gb={limit_gb:g}, or probe less audio"
+      f"the features take {size / 1e9:.3g} GB, with those in use "
+      f"{total / 1e9:.3g} GB: raise --config.features.cache_gb={limit_gb:g}, "
+      "or probe less audio"
     )
-  held = []
-  if folder.is_dir():
-    for cache in folder.iterdir():
-      file = cache / "features.npy"
-      if file.is_file():
-        held.append((file.stat().st_mtime, file.stat().st_size, cache))
-  total = sum(bytes_ for _, bytes_, _ in held) + size
-  for _, bytes_, cache in sorted(held):
-    if total <= limit_gb * 1e9:
-      break
-    shutil.rmtree(cache)
-    total -= bytes_
+  if size > (free := shutil.disk_usage(folder).free):
+    raise UserError(
+      f"the features take {size / 1e9:.3g} GB, and {folder} has "
+      f"{free / 1e9:.3g} GB free: give another --cache, or probe less audio"
+    )

@@ -5,7 +5,8 @@ heads of R learning rates and S seeds are one program (`jax.vmap` twice),
 scanned over updates. A seed has its own batches, which its rates share.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from ssl_jax.probes.features import Features
 from ssl_jax.probes.tasks import Task
 
 Batch = dict[str, np.ndarray]
+_CHUNK_BYTES = 2**30  # Of features on the device at once.
 
 
 class Split(NamedTuple):
@@ -41,7 +43,7 @@ class Fitted(NamedTuple):
     params: of the head, [S, R, ...].
     dev: [S, R], the task's metric.
     updates: int [S, R] at which that was.
-    flops: of the training of one of them.
+    flops: of the training of one of them (its matrix products).
   """
 
   params: Any
@@ -72,7 +74,9 @@ def fit(
   rates = jnp.asarray(settings.learning_rates)
   seeds = jnp.arange(settings.num_seeds)
   adam = optax.chain(
-    optax.clip_by_global_norm(settings.clip_norm), optax.scale_by_adam()
+    optax.clip_by_global_norm(settings.clip_norm),
+    optax.scale_by_adam(),
+    optax.add_decayed_weights(task.weight_decay),
   )
   sampler = Sampler(config, task, train)
   example = jax.tree.map(lambda x: x[0, 0], sampler.chunk(0))
@@ -126,11 +130,12 @@ def fit(
   with tqdm(
     total=settings.updates, desc=description, unit="update", disable=None
   ) as bar:
-    for done in range(0, settings.updates, sampler.chunk_size):
-      chunk = sampler.chunk(done)
+    update = 0
+    while update < settings.updates:
+      done, chunk = update, sampler.chunk(update)
       params, state = train_chunk(params, state, done, chunk)
-      update = done + sampler.chunk_size
-      bar.update(sampler.chunk_size)
+      update += len(chunk["length"])
+      bar.update(update - done)
       every = settings.eval_every
       if done // every == update // every and update < settings.updates:
         continue
@@ -145,14 +150,44 @@ def fit(
         best_params,
       )
       bar.set_postfix_str(f"dev {task.metric} {sign * best.max():.4f}")
-  cost = jax.jit(one_update).lower(
-    *jax.tree.map(lambda x: x[0, 0], (params, state)),
-    rates[0],
-    example,
-    jax.random.key(0),
+
+  def flops_of(example: Batch) -> float:
+    program = jax.make_jaxpr(one_update)(
+      *jax.tree.map(lambda x: x[0, 0], (params, state)),
+      rates[0],
+      example,
+      jax.random.key(0),
+    )
+    return product_flops(program.jaxpr)
+
+  flops = settings.updates * sum(
+    share * flops_of(batch) for share, batch in sampler.examples()
   )
-  flops = float((cost.cost_analysis() or {}).get("flops", 0.0))
-  return Fitted(best_params, sign * best, when, flops * settings.updates)
+  return Fitted(best_params, sign * best, when, flops)
+
+
+def product_flops(jaxpr: Any) -> float:
+  """FLOPs of a program's matrix products, those of loops as often as they run.
+
+  XLA's own count has a loop's body once, whatever its length: an LSTM of 500
+  frames would be one of 1.
+  """
+  total = 0.0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      shape = equation.invars[0].aval.shape
+      depth = math.prod(shape[i] for i in contracted)
+      total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    inner = sum(
+      product_flops(getattr(part, "jaxpr", part))
+      for part in jax.tree.leaves(
+        [*equation.params.values()], is_leaf=lambda x: hasattr(x, "eqns")
+      )
+      if hasattr(part, "eqns")
+    )
+    total += equation.params.get("length", 1) * inner
+  return total
 
 
 def make_predict(
@@ -206,14 +241,21 @@ def predictions(
 
 
 def gather(
-  features: Features, clips: np.ndarray, padded: int
+  features: Features,
+  clips: np.ndarray,
+  padded: int,
+  starts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Float16 [B, padded, L + 1, D] and int32 [B] real frames."""
+  """Float16 [B, padded, L + 1, D] and int32 [B] real frames.
+
+  `starts` [B]: the first frame of each that is taken.
+  """
   shape = (len(clips), padded, *features.values.shape[1:])
   batch = np.zeros(shape, np.float16)
   length = np.zeros(len(clips), np.int32)
   for row, clip in enumerate(clips.tolist()):
-    found = features.clip(clip)[:padded]
+    first = 0 if starts is None else starts[row]
+    found = features.clip(clip)[first : first + padded]
     batch[row, : len(found)] = found
     length[row] = len(found)
   return batch, length
@@ -222,38 +264,61 @@ def gather(
 class Sampler:
   """Batches of training clips, the same for the same seed and update.
 
-  A chunk is so many updates whose clips are of one range of lengths; ranges are
+  A chunk is so many updates whose clips are of one range of lengths, fewer
+  where they would take too much memory or an evaluation is due; ranges are
   drawn as often as they have clips.
   """
 
   def __init__(self, config: ConfigDict, task: Task, split: Split):
-    self._config, self._split = config, split
+    self._config, self._split, self._crop = config, split, task.crop
     lengths = np.diff(split.features.offsets)
+    if task.crop:
+      lengths = np.minimum(lengths, task.crop)
     padded = np.array([_round_up(n) for n in lengths])
     self._ranges = [
       (int(size), np.flatnonzero(padded == size)) for size in np.unique(padded)
     ]
+    count = np.array([len(clips) for _, clips in self._ranges])
+    self._shares = count / count.sum()
     self._weights = None
     if task.balanced:  # Every class alike, as s3prl draws them.
       classes = split.targets["slot0"]
       self._weights = 1 / np.bincount(classes)[classes]
-    self.chunk_size = min(config.fit.chunk_size, config.fit.eval_every)
+
+  def examples(self) -> Iterator[tuple[float, Batch]]:
+    """Of each range of lengths, its share of the updates and a batch."""
+    for share, (padded, clips) in zip(self._shares, self._ranges):
+      some = np.resize(clips, self._config.fit.batch_size)
+      features, length = gather(self._split.features, some, padded)
+      batch = {"features": features, "length": length}
+      yield share, batch | {k: v[some] for k, v in self._split.targets.items()}
 
   def chunk(self, first_update: int) -> Batch:
     """Arrays [K, S, B, ...] of the updates from `first_update`."""
     settings = self._config.fit
     rng = np.random.default_rng([self._config.seed, first_update])
-    share = np.array([len(clips) for _, clips in self._ranges], float)
-    which = rng.choice(len(share), p=share / share.sum())
-    padded, clips = self._ranges[which]
-    size = self.chunk_size, settings.num_seeds, settings.batch_size
+    padded, clips = self._ranges[rng.choice(len(self._shares), p=self._shares)]
+    one = settings.num_seeds * settings.batch_size * padded
+    one *= 2 * math.prod(self._split.features.values.shape[1:])  # Bytes.
+    updates = min(
+      settings.chunk_size,
+      max(1, _CHUNK_BYTES // one),
+      settings.eval_every - first_update % settings.eval_every,
+      settings.updates - first_update,
+    )
+    size = updates, settings.num_seeds, settings.batch_size
     chances = None
     if self._weights is not None:
       chances = self._weights[clips] / self._weights[clips].sum()
     drawn = rng.choice(clips, size, p=chances)
-    features, length = gather(self._split.features, drawn.reshape(-1), padded)
+    drawn_clips = drawn.reshape(-1)
+    starts = None
+    if self._crop:
+      spare = np.diff(self._split.features.offsets)[drawn_clips] - self._crop
+      starts = rng.integers(0, np.maximum(0, spare) + 1)
+    features, length = gather(self._split.features, drawn_clips, padded, starts)
     batch = {"features": features, "length": length}
-    batch |= {k: v[drawn.reshape(-1)] for k, v in self._split.targets.items()}
+    batch |= {k: v[drawn_clips] for k, v in self._split.targets.items()}
     return {k: v.reshape(*size, *v.shape[1:]) for k, v in batch.items()}
 
 

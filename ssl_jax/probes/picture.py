@@ -20,7 +20,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
   scores.bar(
     names,
     [x["test"] for x in encoders.values()],
-    yerr=[x["std"] for x in encoders.values()],
+    yerr=[x["std"] or 0 for x in encoders.values()],
     color=[f"C{i}" for i in range(len(names))],
     capsize=4,
   )

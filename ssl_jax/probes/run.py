@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ssl_jax.data.source import Source, check_choice
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 from ssl_jax.probes import TASKS, fit
+from ssl_jax.probes.config import validate
 from ssl_jax.probes.features import Encoder, extract
 from ssl_jax.probes.picture import draw
 from ssl_jax.probes.tasks import Labelled, Task
@@ -49,6 +51,11 @@ def probe(
     UserError: the corpus has not what the task needs.
   """
   check_choice("task", config.task, TASKS)
+  validate(config)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be used ({error})") from error
   splits = {split: _open(config, split) for split in SPLITS}
   task, labelled = TASKS[config.task](config, splits)
   results = []
@@ -56,15 +63,15 @@ def probe(
     started = time.monotonic()
     found = _probe_one(config, task, labelled, encoder, cache, by_row)
     found["seconds"] = time.monotonic() - started
+    found["origin"] = encoder.origin
     results.append(found)
     logging.getLogger("ssl_jax").info(
-      "%14s  %s of %s: %.4f +- %.4f (dev %.4f, learning rate %g)",
+      "%14s  %s of %s: %s %% (dev %.2f, learning rate %g)",
       encoder.name,
       task.metric,
       task.name,
-      found["test"],
-      found["std"],
-      found["dev"],
+      _percent(found),
+      100 * found["dev"],
       found["learning_rate"],
     )
   first, *others = results
@@ -81,10 +88,9 @@ def probe(
     },
     "config": json.loads(config.to_json()),
   }
-  out.mkdir(parents=True, exist_ok=True)
   name = f"{task.name}-{config.profile}"
   if encoders[0].name != "model":
-    name += f"-{encoders[0].name}"
+    name += "-" + re.sub(r"[:/\\]+", "-", encoders[0].name)
   write_atomically(out / f"{name}.json", json.dumps(result, indent=2))
   draw(result, out / f"{name}.png")
   return result
@@ -112,10 +118,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
   lines = [f"{'':14}" + "".join(f"{name:>20}" for name in names)]
   for result in results:
     cells = [result, *result["baselines"].values()]
-    scores = [f"{100 * x['test']:.2f} +- {100 * x['std']:.2f}" for x in cells]
+    scores = [_percent(x) for x in cells]
     label = f"{result['task']}, {result['metric']}, %"
     lines.append(f"{label:14}" + "".join(f"{score:>20}" for score in scores))
   return "\n".join(lines)
+
+
+def _percent(found: dict[str, Any]) -> str:
+  spread = "" if found["std"] is None else f" +- {100 * found['std']:.2f}"
+  return f"{100 * found['test']:.2f}{spread}"
 
 
 def _probe_one(
@@ -167,7 +178,7 @@ def _probe_one(
   return {
     "dev": float(mean[best]),
     "test": float(np.mean(test)),
-    "std": float(np.std(test, ddof=1)) if len(test) > 1 else 0.0,
+    "std": float(np.std(test, ddof=1)) if len(test) > 1 else None,
     "tests": test,
     "learning_rate": rates[best],
     "seeds": config.fit.num_seeds,
@@ -196,11 +207,13 @@ def _open(config: ConfigDict, split: str) -> Source:
     kept = [
       i
       for i, known in enumerate(source.metadata)
-      if known.get(key) and (not equals or str(known[key]) in values.split("|"))
+      if known.get(key) not in (None, "")
+      and (not equals or str(known[key]) in values.split("|"))
     ]
     if not kept:
       raise UserError(
-        f"config.where: no clip of {split} has {condition!r} in its metadata"
+        f"config.where: no clip of {split} has {condition!r} in its metadata; "
+        "--config.where='(\"\",)' takes all clips"
       )
     source = source.select(kept)
   return source

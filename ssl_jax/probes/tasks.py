@@ -27,6 +27,8 @@ class Task(NamedTuple):
     score: ([N] predictions of clips, targets) -> the metric.
     extra: parameters of the loss, of a key; None: it has none.
     more: ([N] predictions, targets) -> further metrics, by name.
+    crop: training clips are cropped to so many frames; 0: none is.
+    weight_decay: of all parameters, decoupled.
   """
 
   name: str
@@ -41,6 +43,8 @@ class Task(NamedTuple):
   score: Callable[[list[np.ndarray], dict[str, np.ndarray]], float]
   extra: Callable[[jax.Array], Any] | None = None
   more: Callable[[list[np.ndarray], dict[str, np.ndarray]], dict] | None = None
+  crop: int = 0
+  weight_decay: float = 0.0
 
 
 class Labelled(NamedTuple):

@@ -1,11 +1,17 @@
 """Speaker verification: an x-vector, AM-softmax, equal error rate."""
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from ssl_jax import SAMPLE_RATE, num_frames
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.probes.heads import XVector
@@ -14,6 +20,11 @@ from ssl_jax.probes.tasks import Labelled, Task, values_of
 
 _SCALE, _MARGIN = 30.0, 0.4
 _WIDTH = 512  # Of what AM-softmax sees.
+_MOST_PAIRS = 1_000_000
+_TRIALS_AT_ONCE = 2**14
+_CROP_SECONDS = 8.0  # Of training clips.
+_WEIGHT_DECAY = 0.01
+_log = logging.getLogger("ssl_jax")
 
 
 def make(
@@ -23,33 +34,44 @@ def make(
 
   Where `config.within` names a key of the metadata, trials are pairs of equal
   values there: recording conditions give speakers of several corpora away.
+  Where `config.trials` names a list, the trials of test are those of the list.
 
   Raises:
-    UserError: a clip without a speaker; trials of one kind only.
+    UserError: a clip without a speaker; trials of one kind only; a list that
+      cannot be read or has other clips.
   """
   said = {
     split: values_of("asv", split, source, "speaker")
     for split, source in splits.items()
   }
   names = {name: i for i, name in enumerate(sorted({*said["train"]}))}
-  labelled = {}
-  for split, source in splits.items():
-    everyone = {name: i for i, name in enumerate(sorted({*said[split]}))}
-    who = names if split == "train" else everyone
-    groups = [str(known.get(config.within)) for known in source.metadata]
-    kinds = {name: i for i, name in enumerate(sorted({*groups}))}
-    targets = {
-      "speaker": np.array([who[name] for name in said[split]], np.int32),
-      "group": np.array([kinds[group] for group in groups], np.int32),
-    }
-    if split != "train":
-      same = _trials(targets)[2]
-      if same.all() or not same.any():
-        raise UserError(
-          f"task asv: the {split} clips make trials of one kind only; give "
-          "several clips of each of several speakers"
-        )
-    labelled[split] = Labelled(source, targets)
+  who = np.array([names[name] for name in said["train"]], np.int32)
+  labelled = {"train": Labelled(splits["train"], {"speaker": who})}
+  for split in ("valid", "test"):
+    source = splits[split]
+    if split == "test" and config.trials:
+      trials, used = _listed(Path(config.trials).expanduser(), source.ids)
+      source = source.select(used)
+    else:
+      groups = [""] * len(source.ids)
+      if config.within:
+        groups = values_of("asv", split, source, config.within)
+      trials = pairs(said[split], groups)
+    same = trials["same"]
+    if same.all() or not same.any():
+      raise UserError(
+        f"task asv: the {split} clips make trials of one kind only; give "
+        "several clips of each of several speakers"
+      )
+    if known := {*said[split]} & {*names}:
+      _log.warning(
+        "task asv, %s: %d of %d speakers are also trained on, so its EER is "
+        "lower than of strangers",
+        split,
+        len(known),
+        len({*said[split]}),
+      )
+    labelled[split] = Labelled(source, trials)
   task = Task(
     name="asv",
     metric="EER",
@@ -64,6 +86,8 @@ def make(
     predict=lambda embedded: embedded,
     score=_eer,
     extra=lambda key: nn_xavier(key, (_WIDTH, len(names))),
+    crop=num_frames(round(_CROP_SECONDS * SAMPLE_RATE)),
+    weight_decay=_WEIGHT_DECAY,
   )
   return task, labelled
 
@@ -91,18 +115,88 @@ def am_softmax(
 nn_xavier = jax.nn.initializers.xavier_normal()
 
 
-def _trials(
-  targets: dict[str, np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Every pair of clips of a group: (one, other, whether of one speaker)."""
-  one, other = np.triu_indices(len(targets["speaker"]), 1)
-  together = targets["group"][one] == targets["group"][other]
+def pairs(
+  speakers: Sequence[str], groups: Sequence[Any]
+) -> dict[str, np.ndarray]:
+  """Every pair of clips of a group, or of very many a million at random.
+
+  Returns:
+    `one`, `other`: int [T] clips; `same`: bool [T], whether of one speaker.
+  """
+  count = len(speakers)
+  if count * (count - 1) // 2 <= _MOST_PAIRS:
+    one, other = np.triu_indices(count, 1)
+  else:
+    drawn = np.random.default_rng(0).integers(count, size=(2, _MOST_PAIRS))
+    one, other = drawn[:, drawn[0] != drawn[1]]
+  who, group = (
+    np.unique([str(x) for x in values], return_inverse=True)[1]
+    for values in (speakers, groups)
+  )
+  together = group[one] == group[other]
   one, other = one[together], other[together]
-  return one, other, targets["speaker"][one] == targets["speaker"][other]
+  return {"one": one, "other": other, "same": who[one] == who[other]}
+
+
+def _listed(
+  path: Path, ids: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Trials of a file in the form of Vox1-O's, and the clips they are of.
+
+  Returns:
+    As of `pairs`, of the clips used; int [N], which they are of `ids`.
+
+  Raises:
+    UserError: it cannot be read, or names a clip that `ids` has not.
+  """
+  name = f"--config.trials={path}"
+  try:
+    lines = [line.split() for line in path.read_text().splitlines() if line]
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{name} cannot be read ({error})") from error
+  for number, line in enumerate(lines, 1):
+    if len(line) != 3 or line[0] not in ("0", "1"):
+      raise UserError(
+        f"{name}: line {number} is not `1 ONE OTHER` or `0 ONE OTHER`"
+      )
+  if not lines:
+    raise UserError(f"{name} is empty")
+  # As the list has them, id10270/x6uY/00008.wav; our ids may have folders
+  # before that, and no suffix.
+  depth = max(len(PurePosixPath(x).parts) for line in lines for x in line[1:])
+  places = {_tail(clip, depth): i for i, clip in enumerate(ids)}
+  named = [[_tail(clip, depth) for clip in line[1:]] for line in lines]
+  for pair in named:
+    for clip in pair:
+      if clip not in places:
+        raise UserError(f"{name}: no clip of test is {clip!r}")
+  used, row = np.unique(
+    [places[clip] for pair in named for clip in pair], return_inverse=True
+  )
+  one, other = row.reshape(-1, 2).T
+  same = np.array([line[0] == "1" for line in lines])
+  return {"one": one, "other": other, "same": same}, used
+
+
+def _tail(clip: str, depth: int) -> str:
+  path = PurePosixPath(clip)
+  known = path.suffix.lower() in (".wav", ".flac", ".m4a", ".mp3", ".ogg")
+  return "/".join((path.with_suffix("") if known else path).parts[-depth:])
 
 
 def _eer(embedded: list[np.ndarray], targets: dict[str, np.ndarray]) -> float:
   x = np.stack(embedded).astype(np.float64)
   x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-8)
-  one, other, same = _trials(targets)
-  return equal_error_rate((x[one] * x[other]).sum(axis=1), same)
+  if not np.isfinite(x).all():
+    return 1.0
+  parts = 1 + len(targets["one"]) // _TRIALS_AT_ONCE
+  score = np.concatenate(
+    [
+      np.einsum("td,td->t", x[one], x[other])
+      for one, other in zip(
+        np.array_split(targets["one"], parts),
+        np.array_split(targets["other"], parts),
+      )
+    ]
+  )
+  return equal_error_rate(score, targets["same"])

@@ -1,5 +1,6 @@
 """How many training FLOPs a second this machine does: a short measurement."""
 
+import functools
 import statistics
 import time
 
@@ -31,7 +32,8 @@ def flops_per_second(config: ConfigDict) -> float:
   if jax.default_backend() == "cpu":
     seconds = min(seconds, _CPU_SECONDS)
   length = round(min(config.data.bucket_seconds[-1], seconds) * SAMPLE_RATE)
-  multiple = jax.device_count() * config.batch.microbatches
+  mesh = sharding.make_mesh(config.mesh)
+  multiple = sharding.row_shards(mesh) * config.batch.microbatches
   rows = round(seconds * SAMPLE_RATE / length)
   rows = -(-rows // multiple) * multiple
   config = config.copy_and_resolve_references()
@@ -39,17 +41,16 @@ def flops_per_second(config: ConfigDict) -> float:
   config.hubert.clusters = config.hubert.clusters[:1]
   objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
-  by_row, replicated = sharding.over_devices()
+  init = functools.partial(step_lib.init_state, objective, optimizer, config)
+  placed = sharding.of_state(mesh, jax.eval_shape(init))
+  by_row = sharding.by_row(mesh)
   step = jax.jit(
-    step_lib.make_train_step(objective, optimizer, config),
-    in_shardings=(replicated, by_row),
-    out_shardings=replicated,
+    step_lib.make_train_step(objective, optimizer, config, mesh),
+    in_shardings=(placed, by_row),
+    out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  state = jax.jit(
-    lambda: step_lib.init_state(objective, optimizer, config),
-    out_shardings=replicated,
-  )()
+  state = jax.jit(init, out_shardings=placed)()
   noise = np.random.default_rng(0).integers(-3000, 3000, (rows, length))
   batch = jax.device_put(
     {

@@ -103,7 +103,7 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
   Raises:
     UserError: they are not there, have other shapes, or are damaged.
   """
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     {"params": abstract_params},

@@ -17,6 +17,7 @@ from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
+from ssl_jax.overrides import override
 from ssl_jax.training import trunk
 from ssl_jax.training.setup import set_up
 
@@ -82,7 +83,7 @@ def _group(
   def configure(flops: float, more: list[str]) -> tuple[list[str], Any]:
     given = [*fixed, f"budget.flops={flops:g}", *more]
     config = config_lib.load(path)
-    config_lib.override(config, given)
+    override(config, given)
     return given, set_up(config)
 
   def name(flops: float) -> str:
@@ -193,7 +194,8 @@ def _train(
         "interrupted; the same command goes on from here"
       ) from None
   if process.returncode == 0:
-    return ""
+    stopped = "stopped by SIGTERM; the same command goes on from here"
+    return "" if is_finished(workdir) else stopped
   said = (workdir / "log.txt").read_text().splitlines() or ["nothing"]
   return f"exit status {process.returncode}: {said[-1].removeprefix('error: ')}"
 

@@ -23,9 +23,9 @@ from ssl_jax.files import read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import make_objective
+from ssl_jax.training import distributed, initial, sharding, tracking, trunk
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import metrics as metrics_lib
-from ssl_jax.training import sharding, trunk
 from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
@@ -48,36 +48,42 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       a loss that is not finite.
   """
   started = time.monotonic()
+  tracking.names(config)
   setup = set_up(config)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check(config, mesh)
   config, plan, header = setup.config, setup.plan, setup.header
   _log.info("%s", header_lib.text(header, config))
   if dry_run:
     return header
 
   # A workdir is one run's, and done once
-  workdir_lib.claim(workdir, config)
-  _log.info("%14s  %s", "workdir", workdir)
-  if result := workdir_lib.read_result(workdir):
-    _log.info("this run is complete: choose another --workdir for a new one")
-    return result
+  with distributed.first_alone("workdir"):
+    workdir_lib.claim(workdir, config)
+    _log.info("%14s  %s", "workdir", workdir)
+    if result := workdir_lib.read_result(workdir):
+      _log.info("this run is complete: choose another --workdir for a new one")
+      return result
 
-  # What is fitted to the audio before training
-  codebooks = mfcc_codebooks(config, workdir, setup.train_source)
-  workdir_lib.claim_codebooks(
-    workdir,
-    [codebook_id(codebook) for codebook in codebooks]
-    + [label_set.header["codebook"] for label_set in setup.train_labels],
-  )
+    # What is fitted to the audio before training
+    codebooks = mfcc_codebooks(config, workdir, setup.train_source)
+    workdir_lib.claim_codebooks(
+      workdir,
+      [codebook_id(codebook) for codebook in codebooks]
+      + [label_set.header["codebook"] for label_set in setup.train_labels],
+    )
 
   # Model and optimizer
   objective = make_objective(config, compute_dtype(config), codebooks)
   optimizer = make_optimizer(config)
-  init = jax.jit(lambda: step_lib.init_state(objective, optimizer, config))
+  init = functools.partial(step_lib.init_state, objective, optimizer, config)
 
   # Where to start: the workdir's newest checkpoint, else the trunk's at the
   # decay, else fresh parameters.
-  by_row, replicated = sharding.over_devices()
-  abstract_state = sharding.abstract(jax.eval_shape(init), replicated)
+  by_row, replicated = sharding.by_row(mesh), sharding.replicated(mesh)
+  abstract_state = jax.eval_shape(init)
+  placed = sharding.of_state(mesh, abstract_state)
+  abstract_state = sharding.abstract(abstract_state, placed)
   checkpoints = Checkpoints(
     workdir, config.checkpoint.keep, config.checkpoint.at
   )
@@ -88,18 +94,25 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   elif config.budget.trunk:
     update, state, spent = trunk.restore(config, abstract_state)
   else:
-    state = jax.device_put(init(), replicated)
+    state = jax.jit(init, out_shardings=placed)()
+    if config.init_from:
+      state["params"] = initial.fill(config, state["params"])
     spent = {k: 0 for k in ("audio_samples", "flops", "trunk_flops")} | {
       k: 0.0 for k in ("train_seconds", "wall_seconds")
     }
   started -= spent["wall_seconds"]
 
   # Every shape is compiled before the first update; none afterwards.
-  row_multiple = jax.device_count() * config.batch.microbatches
+  row_multiple = sharding.row_shards(mesh) * config.batch.microbatches
+  share = {
+    "row_multiple": row_multiple,
+    "num_shards": sharding.row_shards(mesh),
+    "shards": sharding.my_shards(mesh),
+  }
   train_step = jax.jit(
-    step_lib.make_train_step(objective, optimizer, config),
-    in_shardings=(replicated, by_row),
-    out_shardings=replicated,
+    step_lib.make_train_step(objective, optimizer, config, mesh),
+    in_shardings=(placed, by_row),
+    out_shardings=(placed, replicated),
     donate_argnums=0,
   )
   train_steps = sharding.compile_shapes(
@@ -112,17 +125,25 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   )
   valid_step = jax.jit(
     step_lib.make_valid_step(objective, config),
-    in_shardings=(replicated, by_row),
+    in_shardings=(placed["params"], by_row),
     out_shardings=replicated,
+  )
+  no_sums = jax.jit(
+    lambda: jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), abstract_state["sums"]
+    ),
+    out_shardings=placed["sums"],
   )
 
   def evaluate(params: Any) -> dict[str, float]:
     sums = None
     for rows in setup.valid_plan:
       batch = load_batch(
-        setup.valid_source, rows, row_multiple, labels=setup.valid_labels
+        setup.valid_source, rows, **share, labels=setup.valid_labels
       )
-      new = valid_step(params, sharding.put(batch, batch["record"], by_row))
+      batch["rows"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
+      new = valid_step(params, sharding.put(batch, mesh))
+      distributed.beat()
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))
 
@@ -130,54 +151,70 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   updates = config.budget.updates
   schedule = make_schedule(config)
   previous = None  # The update before and its metrics, still on the device.
+
+  def settle(update: int, current: dict) -> float:
+    """Counts a finished update; its loss."""
+    spent["audio_samples"] += int(current.pop("audio_samples"))
+    return _finite_loss(update, current, schedule, checkpoints)
+
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
-    writer = metrics_lib.MetricsWriter(workdir, first_update)
+    with distributed.first_alone("metrics"):
+      writer = metrics_lib.MetricsWriter(
+        workdir, first_update, distributed.is_first(), config
+      )
+      alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
     stack.callback(writer.close)
-    progress = metrics_lib.Progress(update, updates, header["flops"])
+    progress = metrics_lib.Progress(
+      update, updates, header["flops"], distributed.is_first()
+    )
     stack.callback(progress.close)
     batches = make_iterator(
       setup.train_source,
       plan,
       update,
       updates - update,
-      row_multiple=row_multiple,
+      **share,
       labels=setup.train_labels,
       **config.loader,
     )
     stack.callback(batches.close)
     stack.enter_context(_resume_hint(workdir, checkpoints))
+    goes_on = f"the same command with --workdir={workdir} goes on"
+    stack.enter_context(
+      distributed.lost_processes(f"{goes_on} from its newest checkpoint")
+    )
+    stop = stack.enter_context(distributed.StopRequest(mesh))
     if not first_update:
       values = evaluate(state["params"])
       writer.write(update, "valid", values)
       progress.print(f"update {update}: valid loss {values['loss']:.4f}")
-    meter = metrics_lib.Meter(spent)
-    alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
+    meter, valid_loss = metrics_lib.Meter(spent), None
 
     while update < updates:
       with meter.waiting():
         batch = next(batches)
-      rows, length = batch["waveform"].shape
-      state, current = train_steps[length](
-        state, sharding.put(batch, np.arange(rows), by_row)
-      )
+      del batch["record"]
+      length = batch["waveform"].shape[1]
+      state, current = train_steps[length](state, sharding.put(batch, mesh))
       update += 1
-      spent["audio_samples"] += int(batch["length"].sum())
       spent["flops"] += plan.rows(length) * setup.clip_flops[length]
       log_due, eval_due, checkpoint_due = (
         update % config[name].every == 0 or update == updates
         for name in ("log", "eval", "checkpoint")
       )
-      checkpoint_due |= update in config.checkpoint.at
+      stopping = stop.agreed() and update < updates
+      checkpoint_due |= stopping or update in config.checkpoint.at
 
       # Metrics are read one update late, so that the device never waits for
       # the host, but before anything is made of the state they belong to.
       if previous is not None:
-        loss = _finite_loss(*previous, schedule, checkpoints)
+        loss = settle(*previous)
         progress.show(update - 1, loss, meter.speed(), spent["flops"])
       previous = update, current
       if log_due or eval_due or checkpoint_due:
-        _finite_loss(*previous, schedule, checkpoints)
+        settle(*previous)
+        previous = None
       if log_due:
         sums = jax.device_get(state["sums"])
         values = step_lib.report(objective, sums) | {
@@ -192,8 +229,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         for name, text in found.items():
           writer.alarm(update, name, text)
           progress.print(f"warning: update {update}: {text}")
-        zeros = jax.tree.map(np.zeros_like, sums)
-        state = state | {"sums": jax.device_put(zeros, replicated)}
+        state = state | {"sums": no_sums()}
         progress.show(
           update, values["loss"], meter.speed(), spent["flops"], line=True
         )
@@ -210,6 +246,19 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         if checkpoint_due:
           spent["wall_seconds"] = time.monotonic() - started
           checkpoints.save(update, state, dict(spent), valid_loss)
+      distributed.beat()
+      if stopping:
+        checkpoints.wait()
+        if stop.interrupted:
+          raise KeyboardInterrupt
+        progress.print(f"stopped at update {update} of {updates}: {goes_on}")
+        return {
+          "workdir": str(workdir),
+          "updates": update,
+          "preempted": True,
+        }
+
+    writer.finish({"updates": update, "valid_loss": valid_loss, **spent})
 
   # Report
   spent["wall_seconds"] = time.monotonic() - started
@@ -234,9 +283,11 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "devices": header["devices"],
     "device_kind": header["device_kind"],
   }
-  report.draw_losses(workdir)
-  _log.info("%s", report.summary(result))
-  workdir_lib.write_result(workdir, result)
+  if distributed.is_first():
+    report.draw_losses(workdir)
+    _log.info("%s", report.summary(result))
+    workdir_lib.write_result(workdir, result)
+  distributed.meet("end")
   return result
 
 

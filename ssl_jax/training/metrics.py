@@ -8,22 +8,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
 from ssl_jax.files import read_jsonl, write_atomically
+from ssl_jax.training import tracking
 
 
 class MetricsWriter:
   """Appends lines {update, split, ...} to metrics.jsonl and TensorBoard.
 
   Opened at the update a run resumes from: what an earlier process wrote after
-  that update is dropped, as it will be computed again.
+  that update is dropped, as it will be computed again. One process of a run
+  does so; the writers of the others are not `active`.
   """
 
-  def __init__(self, workdir: Path, update: int):
+  def __init__(
+    self,
+    workdir: Path,
+    update: int,
+    active: bool = True,
+    config: ConfigDict | None = None,
+  ):
+    """Opens them, and what `config.log.to` names."""
+    self._active = active
+    if not active:
+      return
+    self._trackers = config and tracking.Trackers(config, workdir)
     path = workdir / "metrics.jsonl"
     kept = read_jsonl(path) if update else []
     kept = [line for line in kept if line["update"] <= update]
@@ -36,31 +50,50 @@ class MetricsWriter:
 
   def write(self, update: int, split: str, values: dict[str, Any]) -> None:
     """Writes one line; values are floats or ints."""
+    if not self._active:
+      return
     line = {"update": update, "split": split} | values
     self._file.write(json.dumps(line) + "\n")
-    for name, value in values.items():
-      self._events.add_scalar(f"{split}/{name}", value, update)
+    named = {f"{split}/{name}": value for name, value in values.items()}
+    for name, value in named.items():
+      self._events.add_scalar(name, value, update)
+    if self._trackers:
+      self._trackers.log(update, named)
+
+  def finish(self, result: dict[str, Any]) -> None:
+    """Says elsewhere what a complete run returned; before `close`."""
+    if self._active and self._trackers:
+      self._trackers.finish(result)
 
   def alarm(self, update: int, name: str, text: str) -> None:
     """Writes a line of split "alarm"."""
+    if not self._active:
+      return
     line = {"update": update, "split": "alarm", "name": name, "text": text}
     self._file.write(json.dumps(line) + "\n")
     self._events.add_text(f"alarm/{name}", text, update)
 
   def close(self) -> None:
-    """Flushes both."""
+    """Flushes all."""
+    if not self._active:
+      return
+    if self._trackers:
+      self._trackers.finish(None)
     self._file.close()
     self._events.close()
 
 
 class Progress:
-  """A bar on a terminal; elsewhere now and then a line."""
+  """A bar on a terminal; elsewhere now and then a line; of one process."""
 
-  def __init__(self, update: int, updates: int, flops_budget: float):
+  def __init__(
+    self, update: int, updates: int, flops_budget: float, active: bool = True
+  ):
+    self._active = active
     self._updates, self._budget = updates, flops_budget
     self._started, self._first = time.monotonic(), update
     self._bar = None
-    if sys.stderr.isatty():
+    if active and sys.stderr.isatty():
       self._bar = tqdm(
         total=updates, initial=update, unit="update", dynamic_ncols=True
       )
@@ -90,7 +123,7 @@ class Progress:
     """A line of its own, above the bar."""
     if self._bar is not None:
       self._bar.write(message, file=sys.stderr)
-    else:
+    elif self._active:
       print(message, file=sys.stderr, flush=True)
 
   def close(self) -> None:

@@ -14,7 +14,7 @@ from ssl_jax.data.plan import BatchPlan, valid_batches
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.training import header as header_lib
-from ssl_jax.training import trunk
+from ssl_jax.training import initial, trunk
 from ssl_jax.training.step import num_params
 from ssl_jax.validation import validate
 
@@ -52,6 +52,7 @@ def set_up(config: ConfigDict) -> Setup:
     UserError: for a bad config, unusable data or labels.
   """
   validate(config)
+  config = initial.adopt(config)
   config = updates_lib.match(config)
   train_source = open_source(config.data, "train")
   valid_source = open_source(config.data, "valid")

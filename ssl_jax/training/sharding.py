@@ -1,26 +1,193 @@
-"""Where arrays live: state on every device, each batch's rows shared out."""
+"""Where arrays live: one mesh, and rules that place parameters and batches.
 
+The mesh has three axes. A batch's rows are shared out over `data` and `fsdp`;
+parameters and optimizer state are cut over `fsdp` where they are large, and
+over `tensor` where a layer's heads and units divide. Models name none of them:
+what moves between devices, and how, is XLA's.
+"""
+
+import contextlib
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from flax import linen as nn
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
+from ssl_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+_ROWS = P(("data", "fsdp"))
+
+# Dimensions cut over `tensor`, by the end of a parameter's path: the heads and
+# units of a layer, so that only the sums after `output` and `down` are shared.
+_TENSOR_RULES = (
+  (r"layers/(query|key|value|up)/(kernel|bias)$", -1),
+  (r"layers/(output|down)/kernel$", -2),
+)
+_STACKED = re.compile(r"layers/")  # Leading axis: the layer, which stays whole.
+# Modules that share their rows out over all axes: a convolution has no heads
+# to cut, and XLA (jaxlib 0.10) sums the gradients of a grouped one once for
+# each device of `tensor` that holds the same rows.
+_SPREAD = ("PositionalConv", "WaveformStem")
+_MIN_FSDP_SIZE = 2**14  # Of a parameter; smaller ones are everywhere.
 
 _log = logging.getLogger("ssl_jax")
 
 
-def over_devices() -> tuple[Sharding, Sharding]:
-  """(by row, replicated) over all devices."""
-  mesh = Mesh(np.array(jax.devices()), ("data",))
-  return (
-    NamedSharding(mesh, PartitionSpec("data")),
-    NamedSharding(mesh, PartitionSpec()),
+def make_mesh(
+  shape: Sequence[int] = (-1, 1, 1), devices: Sequence[Any] | None = None
+) -> Mesh:
+  """The mesh (data, fsdp, tensor); -1 is what the others leave.
+
+  Of several TPU slices, each holds whole rows of `data`, the one axis whose
+  traffic is small enough for the network between them.
+
+  Raises:
+    UserError: `shape` does not fit the devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  known = math.prod(n for n in shape if n != -1)
+  sizes = tuple(len(devices) // known if n == -1 else n for n in shape)
+  if math.prod(sizes) != len(devices):
+    raise UserError(
+      f"config.mesh={tuple(shape)} (data, fsdp, tensor) needs a multiple of "
+      f"{known} devices; there are {len(devices)}: give sizes whose product "
+      "that is, -1 for what the others leave"
+    )
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices > 1:
+    if sizes[0] % slices:
+      raise UserError(
+        f"config.mesh={tuple(shape)}: data must be a multiple of the {slices} "
+        "slices"
+      )
+    inner = sizes[0] // slices, *sizes[1:]
+    placed = mesh_utils.create_hybrid_device_mesh(
+      inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+  else:
+    placed = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  return Mesh(placed, AXES)
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+  """Of arrays [rows of a batch, ...]."""
+  return NamedSharding(mesh, _ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Of what is whole on every device."""
+  return NamedSharding(mesh, P())
+
+
+def row_shards(mesh: Mesh) -> int:
+  """How many runs of rows a batch is cut into."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def my_shards(mesh: Mesh) -> tuple[int, ...]:
+  """Which of them live on this process's devices, in order."""
+  count = row_shards(mesh)
+  places = by_row(mesh).addressable_devices_indices_map((count,))
+  return tuple(sorted({rows.start or 0 for (rows,) in places.values()}))
+
+
+def of_state(mesh: Mesh, abstract_state: Any) -> Any:
+  """A sharding for each array of a training state, or of parameters alone.
+
+  Moments of the optimizer end in the path of what they are of, and lie where it
+  lies.
+  """
+  return _placed(mesh, abstract_state, mesh.shape["fsdp"])
+
+
+def _placed(mesh: Mesh, tree: Any, fsdp: int) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: NamedSharding(
+      mesh,
+      spec(
+        jax.tree_util.keystr(path, simple=True, separator="/"),
+        x.shape,
+        fsdp,
+        mesh.shape["tensor"],
+      ),
+    ),
+    tree,
   )
+
+
+def gather(mesh: Mesh, params: Any) -> Any:
+  """The parameters as layers use them: whole, but for `tensor`.
+
+  Else XLA would rather move activations than parameters between the devices of
+  `fsdp`: 20 times the bytes for Base.
+  """
+  if mesh.shape["fsdp"] == 1:
+    return params
+  return jax.lax.with_sharding_constraint(params, _placed(mesh, params, 1))
+
+
+def spread(mesh: Mesh) -> contextlib.AbstractContextManager:
+  """While models are traced in it, convolutions use all devices for rows."""
+  if mesh.shape["tensor"] == 1:
+    return contextlib.nullcontext()
+
+  def place(tree: Any) -> Any:
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P(AXES)))
+
+  def call(function: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    if type(context.module).__name__ not in _SPREAD:
+      return function(*args, **kwargs)
+    return place(function(*place(args), **place(kwargs)))
+
+  return nn.intercept_methods(call)
+
+
+def spec(path: str, shape: tuple[int, ...], fsdp: int, tensor: int) -> P:
+  """How the array at `path`, "params/.../kernel", is cut."""
+  axes: list[str | None] = [None] * len(shape)
+  for pattern, axis in _TENSOR_RULES:
+    if re.search(pattern, path) and tensor > 1 and not shape[axis] % tensor:
+      axes[axis] = "tensor"
+  if fsdp > 1 and math.prod(shape) >= _MIN_FSDP_SIZE:
+    first = bool(_STACKED.search(path))
+    free = [
+      i
+      for i in range(first, len(shape))
+      if axes[i] is None and shape[i] % fsdp == 0
+    ]
+    if free:
+      axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+  while axes and axes[-1] is None:
+    axes.pop()
+  return P(*axes)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+  """Checks that a model can be cut as the mesh has it.
+
+  Raises:
+    UserError: its heads or units do not divide.
+  """
+  tensor = mesh.shape["tensor"]
+  for key in ("num_heads", "ffn_size"):
+    if config.encoder[key] % tensor:
+      raise UserError(
+        f"config.mesh={tuple(config.mesh)}: tensor={tensor} does not divide "
+        f"config.encoder.{key}={config.encoder[key]}"
+      )
 
 
 def compile_shapes(
@@ -53,16 +220,31 @@ def compile_shapes(
   return compiled
 
 
-def put(batch: dict, rows: np.ndarray, by_row: Sharding) -> dict:
-  """Sends a batch to the devices; rows [B] tell its random draws apart."""
-  batch = dict(batch)
-  del batch["record"]
-  batch["rows"] = np.maximum(rows, 0).astype(np.int32)
-  return jax.device_put(batch, by_row)
+def put(batch: dict, mesh: Mesh) -> dict:
+  """Sends this process's shards of a batch to its devices."""
+  sharding, shards = by_row(mesh), my_shards(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+
+  def place(local: np.ndarray) -> jax.Array:
+    size = len(local) // len(shards)  # Rows of a shard.
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      first = shards.index((index[0].start or 0) // size) * size
+      return local[first : first + size]
+
+    shape = (size * row_shards(mesh), *local.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(place, batch)
 
 
-def abstract(tree: Any, sharding: Sharding) -> Any:
-  """Shapes and types of a tree's arrays, to be placed by `sharding`."""
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Shapes and types of a tree's arrays, to be placed by one or a tree of."""
+  if isinstance(shardings, Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
   )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
@@ -21,6 +22,7 @@ from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.transformer import row_keys
 from ssl_jax.objectives import make_objective
 from ssl_jax.signal import augment, spans
+from ssl_jax.training import sharding
 
 # Purposes of the keys drawn from the seed.
 _INIT, _TRAIN, _VALID = range(3)
@@ -108,8 +110,16 @@ def make_train_step(
   objective: nn.Module,
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
+  mesh: Mesh | None = None,
 ) -> Callable[[State, dict], tuple[State, dict]]:
-  """Returns `step(state, batch) -> (state, {loss, grad_norm, param_norm})`."""
+  """Returns `step(state, batch) -> (state, metrics)`.
+
+  The metrics: loss, grad_norm, param_norm, audio_samples. It runs on `mesh`;
+  None: JAX's default device.
+  """
+  mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+  # XLA's CPU convolutions are some 100 times slower inside a loop.
+  unroll = mesh.devices.flat[0].platform == "cpu"
 
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
     key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
@@ -125,7 +135,9 @@ def make_train_step(
     key = jax.random.fold_in(key, _DROPOUT)
 
     def totals_of(params: Any, part: dict) -> dict:
-      return objective.apply({"params": params}, part, key, state["update"])
+      params = {"params": sharding.gather(mesh, params)}
+      with sharding.spread(mesh):
+        return objective.apply(params, part, key, state["update"])
 
     def loss_of(totals: dict) -> jax.Array:
       values = objective.values(_means(totals, counts))
@@ -136,6 +148,7 @@ def make_train_step(
       loss_of,
       state["params"],
       _split(inputs, config.batch.microbatches),
+      unroll,
     )
     updates, opt_state = optimizer.update(
       grads, state["opt_state"], state["params"]
@@ -153,7 +166,7 @@ def make_train_step(
       "opt_state": opt_state,
       "update": state["update"] + 1,
       "sums": jax.tree.map(jnp.add, state["sums"], new),
-    }, current
+    }, current | {"audio_samples": batch["length"].sum()}
 
   return train_step
 
@@ -196,6 +209,7 @@ def _gradient(
   loss_of: Callable[[dict], jax.Array],
   params: Any,
   parts: dict,
+  unroll: bool,
 ) -> tuple[jax.Array, Any, dict]:
   """Loss of the parts' summed totals, its gradient, and the totals.
 
@@ -210,7 +224,7 @@ def _gradient(
     totals, transpose = jax.vjp(lambda p: totals_of(p, part), params)
     loss, weights = jax.value_and_grad(loss_of)(totals)
     return loss, transpose(weights)[0], totals
-  totals = _sum_over(lambda part: totals_of(params, part), parts)
+  totals = _sum_over(lambda part: totals_of(params, part), parts, unroll)
   weights = jax.grad(loss_of)(totals)
 
   def weighted(params: Any, part: dict) -> tuple[jax.Array, dict]:
@@ -218,7 +232,7 @@ def _gradient(
     return sum(jnp.vdot(weights[n], totals[n]) for n in totals), totals
 
   grads, totals = _sum_over(
-    lambda part: jax.grad(weighted, has_aux=True)(params, part), parts
+    lambda part: jax.grad(weighted, has_aux=True)(params, part), parts, unroll
   )
   return loss_of(totals), grads, totals
 
@@ -235,7 +249,9 @@ def _split(inputs: dict, parts: int) -> dict:
   )
 
 
-def _sum_over(function: Callable[[dict], Any], parts: dict) -> Any:
+def _sum_over(
+  function: Callable[[dict], Any], parts: dict, unroll: bool
+) -> Any:
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)
@@ -244,8 +260,6 @@ def _sum_over(function: Callable[[dict], Any], parts: dict) -> Any:
   def add(total: Any, part: dict) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, function(part)), None
 
-  # XLA's CPU convolutions are some 100 times slower inside a loop.
-  unroll = jax.default_backend() == "cpu"
   return jax.lax.scan(add, zeros, parts, unroll=unroll)[0]
 
 

@@ -11,7 +11,10 @@ from ssl_jax.errors import UserError
 from ssl_jax.training.checkpoint import Checkpoints
 
 # What a trunk and its branch may differ in.
-_OWN = ("budget.", "checkpoint.", "eval.", "loader.", "log.")
+_OWN = (
+  *("budget.", "checkpoint.", "eval.", "loader.", "log."),
+  *("mesh", "encoder.remat"),
+)
 
 
 def branch_update(config: ConfigDict) -> int:

@@ -12,7 +12,10 @@ from ssl_jax.files import write_atomically
 
 # What may differ when a run is resumed: it decides how fast, or how to count,
 # not what.
-_FREE = ("loader.", "batch.microbatches", "hubert.earlier")
+_FREE = (
+  *("loader.", "batch.microbatches", "mesh", "encoder.remat", "log.to"),
+  "hubert.earlier",
+)
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

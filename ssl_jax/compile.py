@@ -1,0 +1,62 @@
+"""Compiles the training step for a TPU slice, without one.
+
+  python -m ssl_jax.compile --config=configs/slim.py --topology=v5e:4x4
+  python -m ssl_jax.compile --config=configs/slim.py:size=large \\
+      --topology=v6e-64 --config.mesh='(-1,8,1)' --config.encoder.remat=dots
+
+Says whether the step fits the chips' memory, what it sends between them, and
+how fast it could be at best. The step is that of the longest bucket, the batch
+as large as config.batch.seconds; minutes of compilation on a CPU host. Needs
+`pip install 'ssl_jax[tpu]'`. XLA counts a loop's body once: the bytes of memory
+traffic are too few with encoder.scan_layers or microbatches. The last line on
+stdout is a JSON object.
+"""
+
+import importlib.util
+import logging
+import os
+
+from absl import flags
+
+from ssl_jax import cli
+
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "The slice: v5e:4x4 or v5e-16; v5e, v5p, v6e."
+)
+
+
+def main() -> dict:
+  """Compiles; returns the JSON object."""
+  from ssl_jax.budget import devices
+  from ssl_jax.errors import UsageError, UserError
+
+  if not _TOPOLOGY.value:
+    raise UsageError("--topology is missing: say v5e:4x4, for example")
+  chip, name, chips = devices.topology(_TOPOLOGY.value)
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError(
+      "the TPU compiler is not installed: pip install 'ssl_jax[tpu]', on any "
+      "x86-64 Linux host"
+    )
+  # What libtpu would ask a TPU VM for; and the CPU is where arrays are.
+  os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nothing is held: no chip is used.
+  }
+  from ssl_jax.training import ahead
+  from ssl_jax.validation import validate
+
+  validate(cli.FLAGS.config)
+  facts = ahead.compile_for(cli.FLAGS.config, chip, name, chips)
+  logging.getLogger("ssl_jax").info("%s", ahead.text(facts))
+  return facts
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  cli.define_config()
+  cli.run(main)

@@ -1,0 +1,50 @@
+"""An encoder for use elsewhere.
+
+  python -m ssl_jax.export --workdir=runs/slim --format=hf --out=slim
+  python -m ssl_jax.export --workdir=runs/slim --format=stablehlo --out=program
+
+hf: a directory that transformers' HubertModel or Wav2Vec2ForPreTraining loads,
+and s3prl with it, with a model card; torch is not needed. stablehlo: a program
+that JAX alone runs, on CPU, CUDA and TPU: encode(waveform, length). The last
+line on stdout is a JSON object.
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from ssl_jax import cli
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "The encoder: a training run's workdir (its newest checkpoint), or "
+  "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
+)
+_FORMAT = flags.DEFINE_enum("format", "hf", ["hf", "stablehlo"], "Of --out.")
+_OUT = flags.DEFINE_string("out", None, "The directory to make.")
+_LICENSE = flags.DEFINE_string(
+  "license",
+  "unknown",
+  "Of the weights, for the model card, as hubs name it: cc-by-4.0, apache-2.0.",
+)
+
+
+def main() -> dict:
+  """Exports; returns the JSON object."""
+  # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.errors import UsageError
+  from ssl_jax.training.encoder import load_encoder
+  from ssl_jax.training.export import export
+
+  if not _WORKDIR.value or not _OUT.value:
+    raise UsageError("--workdir and --out are needed; see --help")
+  out = Path(_OUT.value).expanduser()
+  encoder = load_encoder(_WORKDIR.value)
+  return export(encoder, _FORMAT.value, out, _LICENSE.value)
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  cli.run(main)

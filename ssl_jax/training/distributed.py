@@ -1,0 +1,217 @@
+"""Several processes as one run: joining, taking turns, stopping together."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax.errors import UserError
+
+_log = logging.getLogger("ssl_jax")
+_timeout_s = 300.0  # Of `join`.
+
+
+def join(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  timeout_s: float,
+) -> None:
+  """Joins the run's other processes, if there are any; before JAX is used.
+
+  On TPU pods, under SLURM and under Open MPI they are found; elsewhere the
+  first three say who they are.
+
+  Args:
+    coordinator: host:port of process 0.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+    timeout_s: to wait for others to start, and until one that no longer answers
+      is given up, and the run with it.
+
+  Raises:
+    UserError: the others did not come.
+  """
+  global _timeout_s
+  _timeout_s = timeout_s
+  if coordinator is None and not _is_one_of_many():
+    return
+  said = (
+    f"the processes of the run did not meet within {timeout_s:g} s at "
+    f"{coordinator or 'the coordinator'}: start all of them, with the same "
+    "--coordinator and --num_processes"
+  )
+  # JAX's own deadline aborts, saying less.
+  late = threading.Timer(timeout_s, _give_up, (said,))
+  late.start()
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      initialization_timeout=round(2 * timeout_s),
+      # Later than `lost_processes`, which has more to say.
+      heartbeat_timeout_seconds=round(2 * timeout_s),
+    )
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+  finally:
+    late.cancel()
+  if not is_first():
+    _log.setLevel(logging.WARNING)
+
+
+def _is_one_of_many() -> bool:
+  """Whether JAX will find other processes, or that there are none, itself."""
+  for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    if int(os.environ.get(count) or 1) > 1:
+      return True
+  chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+  if not chips or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+    return False
+  return importlib.util.find_spec("libtpu") is not None
+
+
+def many() -> bool:
+  """Whether the run has several processes."""
+  return jax.process_count() > 1
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes and draws."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_alone(what: str) -> Iterator[None]:
+  """The first process does the block, then all others do.
+
+  What the first writes the others read; where it fails, so will they, at the
+  same place.
+  """
+  if not is_first():
+    meet(what)
+  try:
+    yield
+  finally:
+    if is_first():
+      meet(what)
+
+
+def meet(where: str) -> None:
+  """Waits until every process is here, or `timeout_s` is over."""
+  if many():
+    ocp.multihost.sync_global_processes(where, timeout=round(_timeout_s))
+
+
+@contextlib.contextmanager
+def lost_processes(hint: str) -> Iterator[None]:
+  """Ends this process soon after another one is lost, saying `hint`.
+
+  A collective operation without one of its processes fails at once, or never
+  ends, as the network has it: then no `beat` comes for `timeout_s`.
+  """
+  if not many():
+    yield
+    return
+  beat()
+  over = threading.Event()
+  threading.Thread(target=_watch, args=(over, hint), daemon=True).start()
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    said = " ".join(str(error).split())[:200]
+    _give_up(f"a process of the run was lost ({said}); {hint}")
+  finally:
+    over.set()
+
+
+_last_beat = 0.0
+
+
+def beat() -> None:
+  """Says that the run goes on; `lost_processes` waits for it."""
+  global _last_beat
+  _last_beat = time.monotonic()
+
+
+def _watch(over: threading.Event, hint: str) -> None:
+  while not over.wait(min(1.0, _timeout_s / 4)):
+    if time.monotonic() - _last_beat > _timeout_s:
+      _give_up(
+        f"nothing has moved for --process_timeout={_timeout_s:g} s: a process "
+        f"of the run is lost or stuck; {hint}"
+      )
+
+
+def _give_up(message: str) -> None:
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  # Not sys.exit: what JAX does at exit would wait for the lost one.
+  os._exit(1)
+
+
+class StopRequest:
+  """SIGTERM, as preemption and time limits send it, or Ctrl-C: to stop soon.
+
+  A context manager: inside it the first such signal only asks, and a second
+  one kills.
+
+  Attributes:
+    interrupted: whether it was Ctrl-C, here.
+  """
+
+  def __init__(self, mesh: Mesh):
+    self._asked = False
+    everywhere = NamedSharding(mesh, P(mesh.axis_names))
+    self._count = jax.jit(
+      lambda x: x.sum(), out_shardings=NamedSharding(mesh, P())
+    )
+    self._place = lambda value: jax.make_array_from_callback(
+      (mesh.size,), everywhere, lambda _: np.array([value], np.int32)
+    )
+    self._before: jax.Array | None = None
+
+  def __enter__(self) -> "StopRequest":
+    self.interrupted, self._old = False, {}
+    if threading.current_thread() is threading.main_thread():
+      for asks in (signal.SIGTERM, signal.SIGINT):
+        # A shell's background jobs are not to be interrupted.
+        if signal.getsignal(asks) != signal.SIG_IGN:
+          self._old[asks] = signal.signal(asks, self._ask)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for asks, old in self._old.items():
+      signal.signal(asks, old)
+
+  def _ask(self, number: int, _: FrameType | None) -> None:
+    self._asked, self.interrupted = True, number == signal.SIGINT
+    for asks in self._old:
+      signal.signal(asks, signal.SIG_DFL)
+    # Not by logging, whose lock the interrupted code may hold.
+    name = signal.Signals(number).name
+    said = f"{name}: saving, then stopping; another stops at once\n"
+    os.write(2, said.encode())
+
+  def agreed(self) -> bool:
+    """Whether any process was asked; all get the same answer, an update late.
+
+    Called once an update by all. Late, so that no device waits for the host.
+    """
+    if not many():
+      return self._asked
+    before, self._before = self._before, self._count(self._place(self._asked))
+    return before is not None and int(before) > 0

@@ -1,0 +1,317 @@
+"""Hidden states of audio files, written to files of their own."""
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from tqdm import tqdm
+
+from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, num_frames
+from ssl_jax import config as config_lib
+from ssl_jax.data import manifest
+from ssl_jax.data.pieces import Pieces
+from ssl_jax.data.plan import Rows
+from ssl_jax.data.source import AudioFiles, report_skipped
+from ssl_jax.errors import UserError
+from ssl_jax.files import claim, write_atomically
+from ssl_jax.labelling.frames import each_batch
+from ssl_jax.training.encoder import PADDED, Encoder
+
+FORMATS = ("npz", "npy", "parquet")
+_BATCH_SECONDS = 60.0  # Of padded audio.
+
+
+def frame_times(frames: int) -> np.ndarray:
+  """Seconds from a clip's start to the middle of each frame's window. [T]."""
+  return (np.arange(frames) * FRAME_HOP + FRAME_WINDOW / 2) / SAMPLE_RATE
+
+
+def open_inputs(inputs: Sequence[str]) -> AudioFiles:
+  """The clips of files, folders and manifests.
+
+  Raises:
+    UserError: an input does not exist or has no audio; two clips have one name.
+  """
+  clips = []
+  for name in inputs:
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix not in manifest.MANIFESTS:
+      clips.append(manifest.Clip(path.name, str(path), {}))
+    else:
+      clips += manifest.find_clips(path, name)
+  taken: dict[Path, manifest.Clip] = {}
+  for clip in clips:
+    other = taken.setdefault(_place(clip.id), clip)
+    if other.path != clip.path:
+      raise UserError(
+        f"{other.path} and {clip.path} would both become {_place(clip.id)}: "
+        "give each an --out of its own"
+      )
+  source = manifest.open_clips([*taken.values()])
+  long = np.flatnonzero(source.num_samples >= FRAME_WINDOW)
+  skipped = source.skipped + [
+    (source.ids[i], f"shorter than a frame of {FRAME_WINDOW} samples")
+    for i in np.flatnonzero(source.num_samples < FRAME_WINDOW)
+  ]
+  name = " ".join(inputs)
+  if not len(long):
+    raise UserError(f"{name}: no usable audio ({': '.join(skipped[0])})")
+  report_skipped(name, len(long), skipped)
+  source = source.select(long)
+  source.skipped[:] = skipped
+  return source
+
+
+def _place(clip: str) -> Path:
+  """Where a clip's features go, without the format's ending.
+
+  Raises:
+    UserError: outside of the folder.
+  """
+  path = PurePosixPath(clip)
+  if path.is_absolute() or ".." in path.parts or not path.name:
+    raise UserError(f"clip {clip!r}: its features would leave --out")
+  return Path(path.with_suffix(""))
+
+
+def states_of(
+  encoder: Encoder, layer: str, probe: Path | None
+) -> tuple[Callable[[jax.Array, jax.Array], jax.Array], dict[str, Any]]:
+  """What to compute of a batch, [B, T, ...], and its identity as JSON.
+
+  Args:
+    encoder: whose states they are.
+    layer: a number; all, [B, T, L + 1, D]; or weighted, the sum that a probe's
+      head learned.
+    probe: of `weighted`, a result of `ssl_jax.probe`; None: the only one in the
+      encoder's workdir.
+
+  Raises:
+    UserError: there is no such layer, or no such probe of this encoder.
+  """
+  identity = {"layer": layer, "params": encoder.origin["params"]}
+  if layer.isdecimal():
+    return encoder.states(int(layer)), identity
+  all_states = encoder.all_states()
+  if layer == "all":
+    return lambda *clip: all_states(*clip).transpose(1, 2, 0, 3), identity
+  if layer != "weighted":
+    raise UserError(f"--layer={layer}: expected all, weighted or a number")
+  weights, normalized = _layer_weights(encoder, probe)
+
+  def weighted(waveform: jax.Array, length: jax.Array) -> jax.Array:
+    states = all_states(waveform, length).astype(jnp.float32)
+    if normalized:  # As the probe had them.
+      states -= states.mean(axis=-1, keepdims=True)
+      states *= jax.lax.rsqrt(states.var(axis=-1, keepdims=True) + 1e-5)
+    return jnp.tensordot(jnp.array(weights), states, 1)
+
+  return weighted, identity | {"weights": weights, "normalized": normalized}
+
+
+def _layer_weights(
+  encoder: Encoder, probe: Path | None
+) -> tuple[list[float], bool]:
+  if probe is None:
+    found = sorted((encoder.workdir / "probes").glob("*.json"))
+    if len(found) != 1:
+      some = ", ".join(map(str, found)) or f"none in {encoder.workdir}/probes"
+      raise UserError(
+        f"--layer=weighted: give --probe=FILE, a result of ssl_jax.probe on "
+        f"this encoder ({some})"
+      )
+    probe = found[0]
+  try:
+    result = json.loads(probe.read_text())
+    weights = [float(w) for w in result["layer_weights"]]
+    theirs, normalized = result["origin"]["params"], bool(result["normalized"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"--probe={probe} is no probe's result ({error})"
+    ) from error
+  if theirs != encoder.origin["params"]:
+    raise UserError(
+      f"--probe={probe} is of another encoder, or another update: probe "
+      f"{encoder.origin['path']} again"
+    )
+  return weights, normalized
+
+
+class _Plan:
+  """Batches of whole clips; then, one after another, clips cut into pieces."""
+
+  def __init__(self, num_samples: np.ndarray, clips: np.ndarray):
+    short = clips[num_samples[clips] <= PADDED[-1]]
+    order = short[np.argsort(num_samples[short], kind="stable")]
+    parts = [Pieces(num_samples, order, PADDED, _BATCH_SECONDS)]
+    parts += [
+      Pieces(num_samples, np.array([clip]), PADDED[-1:], _BATCH_SECONDS)
+      for clip in clips[num_samples[clips] > PADDED[-1]]
+    ]
+    self._batches = [(part, i) for part in parts for i in range(len(part))]
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def batch(self, index: int) -> Rows:
+    """Batch number `index`."""
+    part, place = self._batches[index]
+    return part.batch(place)
+
+
+def files_of(source: AudioFiles, kind: str) -> list[Path]:
+  """Where each clip's features go, within --out."""
+  return [
+    _place(clip).with_name(f"{_place(clip).name}.{kind}") for clip in source.ids
+  ]
+
+
+def extract(
+  source: AudioFiles,
+  states: Callable[[jax.Array, jax.Array], jax.Array],
+  identity: dict[str, Any],
+  kind: str,
+  out: Path,
+  by_row: Sharding,
+) -> dict[str, Any]:
+  """Writes a file a clip, and `index.jsonl` of all; finished ones are kept.
+
+  Clips longer than `PADDED`'s last are encoded in pieces of that length.
+
+  Args:
+    source: of the clips.
+    states: of a batch, as `states_of` gives it.
+    identity: of the states.
+    kind: one of FORMATS.
+    out: the folder.
+    by_row: how a batch is placed on the devices.
+
+  Returns:
+    files, skipped, audio_seconds, bytes.
+
+  Raises:
+    UserError: `out` holds other features or cannot be written to.
+  """
+  write = _writer(kind)
+  text = json.dumps(identity | {"format": kind}, indent=2, sort_keys=True)
+  held = "features of another encoder, layer or format"
+  claim(out, "features.json", text, "--out", held)
+  files = [out / file for file in files_of(source, kind)]
+  todo = np.array([i for i, f in enumerate(files) if not f.exists()], np.int64)
+  seconds = source.num_samples / SAMPLE_RATE
+  with tqdm(
+    total=float(seconds.sum()),
+    initial=float(seconds.sum() - seconds[todo].sum()),
+    desc="extracting",
+    unit="s",
+    unit_scale=True,
+    delay=1,
+    disable=None,
+  ) as bar:
+    for clip, frames in _each_clip(source, states, todo, by_row):
+      files[clip].parent.mkdir(parents=True, exist_ok=True)
+      write(files[clip], frames)
+      bar.update(float(seconds[clip]))
+  kept = [i for i, f in enumerate(files) if f.exists()]
+  lines = [
+    {
+      "id": source.ids[i],
+      "file": files[i].relative_to(out).as_posix(),
+      "frames": num_frames(int(source.num_samples[i])),
+      "seconds": float(seconds[i]),
+    }
+    for i in kept
+  ]
+  index = "".join(json.dumps(line) + "\n" for line in lines)
+  write_atomically(out / "index.jsonl", index)
+  return {
+    "files": len(kept),
+    "skipped": len(source.skipped) + len(source.damaged),
+    "audio_seconds": float(seconds[kept].sum()),
+    "bytes": sum(files[i].stat().st_size for i in kept),
+  }
+
+
+def _each_clip(
+  source: AudioFiles,
+  states: Callable[[jax.Array, jax.Array], jax.Array],
+  clips: np.ndarray,
+  by_row: Sharding,
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields (clip, float32 frames [T, ...]) of each clip that can be read."""
+  if not len(clips):
+    return
+
+  def frames_of(
+    waveform: jax.Array, length: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    return states(waveform, length).astype(jnp.float32), num_frames(length)
+
+  config, plan = config_lib.base(), _Plan(source.num_samples, clips)
+  parts: list[np.ndarray] = []  # So far, of the clip that comes in pieces.
+  previous = -1
+  for found, _, frames, real in each_batch(
+    config, source, plan, frames_of, by_row
+  ):
+    for clip, row, n in zip(found.tolist(), frames, real.tolist()):
+      if clip < 0:
+        continue
+      parts = [*parts, row[:n]] if clip == previous else [row[:n]]
+      previous = clip
+      if sum(map(len, parts)) == num_frames(int(source.num_samples[clip])):
+        yield clip, np.concatenate(parts)
+  if source.damaged:
+    logging.getLogger("ssl_jax").warning(
+      "%d clips could not be read; they have no features", len(source.damaged)
+    )
+
+
+def _writer(kind: str) -> Callable[[Path, np.ndarray], None]:
+  """-> write(file, frames [T, D] or [T, L + 1, D]).
+
+  Raises:
+    UserError: the format's library is not installed.
+  """
+  if kind == "parquet":
+    try:
+      import pyarrow
+      import pyarrow.parquet
+    except ImportError as error:
+      raise UserError(
+        "--format=parquet needs pyarrow: pip install pyarrow, or --format=npz"
+      ) from error
+
+  def write(path: Path, frames: np.ndarray) -> None:
+    times, file = frame_times(len(frames)), io.BytesIO()
+    # Layers first, as a stack of the states of one layer each.
+    features = (
+      np.ascontiguousarray(np.moveaxis(frames, -2, 0))
+      if (frames.ndim == 3)
+      else frames
+    )
+    if kind == "npz":
+      np.savez(file, features=features, times=times)
+    elif kind == "npy":
+      np.save(file, features)
+    else:
+      rows = frames.reshape(len(frames), -1)
+      table = pyarrow.table(
+        {
+          "frame": np.arange(len(frames)),
+          "time": times,
+          "features": pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(rows.ravel()), rows.shape[1]
+          ),
+        }
+      )
+      pyarrow.parquet.write_table(table, file)
+    write_atomically(path, file.getvalue())
+
+  return write

@@ -1,0 +1,138 @@
+"""Meshes, devices and processes change where numbers are, not what they are."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import mesh_runs
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from test_training import ROOT, abstract, reproducible
+
+from ssl_jax import config as config_lib
+from ssl_jax.errors import UserError
+from ssl_jax.training import loop, sharding
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("objective", ["hubert", "wav2vec2", "tera"])
+def test_arrays_are_cut_as_the_golden_list_has_it(objective):
+  config = config_lib.load(f"{ROOT}/configs/slim.py:objective={objective}")
+  lines = []
+  for path, x in jax.tree_util.tree_leaves_with_path(abstract(config)):
+    path = jax.tree_util.keystr(path, simple=True, separator="/")
+    cut = tuple(sharding.spec(path, x.shape, fsdp=4, tensor=2))
+    lines.append(f"{path} {x.shape} {cut}\n")
+  golden = GOLDEN / f"sharding.objective-{objective}.txt"
+  if os.environ.get("UPDATE_GOLDEN"):
+    golden.write_text("".join(lines))
+  assert golden.read_text().splitlines(keepends=True) == lines
+
+
+def start(out, objective, *meshes, devices):
+  return subprocess.Popen(
+    [sys.executable, mesh_runs.__file__, str(out), objective, *meshes],
+    env=os.environ
+    | {
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_PLATFORMS": "cpu",
+    },
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process):
+  _, err = process.communicate(timeout=600)
+  assert process.returncode == 0, err[-3000:]
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    return found.getsockname()[1]
+
+
+def state_of(workdir):
+  """What the newest checkpoint holds, as arrays of this process."""
+  folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  return handler.restore(
+    (folder / "state").absolute(),
+    args=ocp.args.PyTreeRestore(
+      restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        handler.metadata((folder / "state").absolute()).item_metadata.tree,
+      )
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  "objective",
+  [
+    "hubert",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("wav2vec2", "tera")),
+  ],
+)
+def test_every_mesh_trains_the_same_model(tmp_path, objective):
+  loop.train(mesh_runs.settings(objective, (-1, 1, 1)), tmp_path / "one")
+  meshes = ["8,1,1", "1,8,1", "2,2,2"]
+  finish(start(tmp_path, objective, *meshes, devices=8))
+  port = free_port()
+  pair = [
+    start(
+      tmp_path / "pair",
+      objective,
+      *("8,1,1", "2,2,2"),
+      f"@localhost:{port},2,{i}",
+      devices=4,
+    )
+    for i in range(2)
+  ]
+  for process in pair:
+    finish(process)
+  expected, lines = state_of(tmp_path / "one"), reproducible(tmp_path / "one")
+  for name in [*meshes, "pair/8,1,1", "pair/2,2,2"]:
+    for ours, theirs in zip(reproducible(tmp_path / name), lines, strict=True):
+      assert ours.pop("split") == theirs["split"]
+      assert ours == pytest.approx(
+        {k: v for k, v in theirs.items() if k != "split"}, rel=1e-5
+      )
+    found = state_of(tmp_path / name)["params"]
+    found, theirs = (
+      np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+      for params in (found, expected["params"])
+    )
+    assert np.linalg.norm(found - theirs) < 1e-5 * np.linalg.norm(theirs)
+    # Adam makes of gradients near 0 what it makes of others: 1e-3 an update.
+    np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "said"),
+  [
+    ((3, 1, 1), "needs a multiple of 3 devices; there are 1"),
+    ((-1, 2, 1), "needs a multiple of 2 devices"),
+    ((-1, -1, 1), "of which one may be -1"),
+    ((0, 1, 1), "of which one may be -1"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, mesh, said):
+  with pytest.raises(UserError, match=said):
+    loop.train(mesh_runs.settings("tera", mesh), tmp_path)
+  assert not [*tmp_path.iterdir()]
+
+
+def test_tensor_must_divide_the_heads():
+  config = mesh_runs.settings("tera", (1, 1, 1))
+  config.encoder.num_heads = 3
+  mesh = jax.sharding.AbstractMesh((1, 1, 2), sharding.AXES)
+  with pytest.raises(UserError, match="tensor=2 does not divide"):
+    sharding.check(config, mesh)
