@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: leaves $PYTHON, an interpreter in which the
 # package is installed with the extras asked for. Uses .venv in the checkout and
 # makes it if there is none; does nothing when nothing changed since.
@@ -48,4 +49,5 @@ install_package() {
 }
 
 install_package
+# shellcheck disable=SC2034
 PYTHON=.venv/bin/python
