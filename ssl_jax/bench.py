@@ -1,13 +1,18 @@
 """Measures what is claimed to be fast, side by side, on this machine.
 
+  python -m ssl_jax.bench step --against=hf   # a training update
+  python -m ssl_jax.bench stem --against=hf   # the waveform stem alone
+  python -m ssl_jax.bench probe --against=hf  # a frozen encoder's states
   python -m ssl_jax.bench data      # audio a second through the data pipeline
   python -m ssl_jax.bench data --config=configs/slim.py:size=50 --device=v5e-8
   python -m ssl_jax.bench memory    # what a read of a million records holds
 
-data compares with what --config's training (Slim's, where none is given)
-consumes. The last line on stdout is a JSON object.
+Of --config's model, Slim where none is given. --against=hf measures the same
+work of transformers in torch, in turn with ours. data compares with what
+training consumes. The last line on stdout is a JSON object.
 """
 
+import functools
 import logging
 import os
 
@@ -16,7 +21,16 @@ from absl import flags
 from ssl_jax import cli
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 5, "data: of each measurement; medians are reported.", 1
+  "rounds", 5, "Of each measurement; medians are reported.", 1
+)
+_AGAINST = flags.DEFINE_enum(
+  "against", "", ["", "hf"], "step, stem, probe: whom to compare with."
+)
+_ROWS = flags.DEFINE_integer(
+  "rows", 0, "step, stem, probe: clips; 0: 2 on a CPU, else 10.", 0
+)
+_SECONDS = flags.DEFINE_float(
+  "seconds", 0.0, "step, stem, probe: of a clip; 0: 10 on a CPU, else 15.6.", 0
 )
 cli.define_config()
 _DEVICE = flags.DEFINE_string(
@@ -34,17 +48,25 @@ def main(arguments: list[str]) -> dict:
   """Runs a benchmark; returns its JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax import config as config_lib
-  from ssl_jax.benchmarks import data, memory
+  from ssl_jax.benchmarks import data, memory, speed
   from ssl_jax.errors import UsageError
 
+  config = flags.FLAGS.config or config_lib.base()
+
   def run_data() -> dict:
-    config = flags.FLAGS.config or config_lib.base()
     return data.run(_ROUNDS.value, config, _DEVICE.value, _MFU.value)
+
+  def run_speed(what: str) -> dict:
+    return speed.run(
+      what, config, _AGAINST.value, _ROWS.value, _SECONDS.value, _ROUNDS.value
+    )
 
   benchmarks = {
     "data": (data, run_data),
     "memory": (memory, lambda: memory.run(_RECORDS.value)),
   }
+  for what in speed.WORK:
+    benchmarks[what] = speed, functools.partial(run_speed, what)
   (name, *rest) = arguments
   if rest or name not in benchmarks:
     raise UsageError(
@@ -59,4 +81,6 @@ def main(arguments: list[str]) -> dict:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Two sides share a GPU.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   cli.run(main, arguments="BENCHMARK", needs_config=False)

@@ -3,9 +3,11 @@
 import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
@@ -39,6 +41,27 @@ def flops_per_second(config: ConfigDict) -> float:
   config = config.copy_and_resolve_references()
   config.hubert.labels = "mfcc"  # Stored labels would cost no more.
   config.hubert.clusters = config.hubert.clusters[:1]
+  update = noise_step(config, mesh, rows, length)
+  taken = []
+  for _ in range(1 + _UPDATES):
+    before = time.monotonic()
+    update()
+    taken.append(time.monotonic() - before)
+  cost = rows * clip_flops(config, length).training
+  return cost / statistics.median(taken[1:])
+
+
+def noise_step(
+  config: ConfigDict, mesh: Mesh, rows: int, length: int
+) -> Callable[[], dict[str, jax.Array]]:
+  """A function that makes one more update on noise, and waits for its metrics.
+
+  Args:
+    config: of a run.
+    mesh: where it runs.
+    rows: of the batch, a multiple of what the mesh and microbatches ask for.
+    length: samples of every clip.
+  """
   objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
   init = functools.partial(step_lib.init_state, objective, optimizer, config)
@@ -50,21 +73,23 @@ def flops_per_second(config: ConfigDict) -> float:
     out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
   )
+  rng = np.random.default_rng(0)
+  made = {
+    "waveform": rng.integers(-3000, 3000, (rows, length)),
+    "length": np.full(rows, length),
+    "rows": np.arange(rows),
+  }
+  shapes = step_lib.abstract_batch(config, rows, length)
+  if "labels" in shapes:
+    clusters = min(config.hubert.clusters)
+    made["labels"] = rng.integers(clusters, size=shapes["labels"].shape)
+  batch = {name: made[name].astype(shapes[name].dtype) for name in shapes}
+  batch = jax.device_put(batch, by_row)
   state = jax.jit(init, out_shardings=placed)()
-  noise = np.random.default_rng(0).integers(-3000, 3000, (rows, length))
-  batch = jax.device_put(
-    {
-      "waveform": noise.astype(np.int16),
-      "length": np.full(rows, length, np.int32),
-      "rows": np.arange(rows, dtype=np.int32),
-    },
-    by_row,
-  )
-  taken = []
-  for _ in range(1 + _UPDATES):
-    before = time.monotonic()
+
+  def update() -> dict[str, jax.Array]:
+    nonlocal state
     state, current = step(state, batch)
-    jax.block_until_ready(current)
-    taken.append(time.monotonic() - before)
-  cost = rows * clip_flops(config, length).training
-  return cost / statistics.median(taken[1:])
+    return jax.block_until_ready(current)
+
+  return update

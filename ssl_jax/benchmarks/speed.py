@@ -1,0 +1,117 @@
+"""Our training step, stem or frozen encoder, beside transformers' in torch.
+
+The same architecture, batch, masking and optimizer, on the same machine, each
+side in a process of its own; rounds are interleaved.
+"""
+
+import importlib.util
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ssl_jax import SAMPLE_RATE
+from ssl_jax.benchmarks import sides, work
+from ssl_jax.benchmarks.sides import OURS, THEIRS
+from ssl_jax.budget.flops import readable
+from ssl_jax.errors import UserError
+
+WORK = ("step", "stem", "probe")
+
+
+def run(
+  what: str,
+  config: ConfigDict,
+  against: str,
+  rows: int,
+  seconds: float,
+  rounds: int,
+) -> dict[str, Any]:
+  """Measures one kind of work.
+
+  Args:
+    what: step, stem or probe: all states of a frozen encoder.
+    config: of HuBERT on a waveform stem; its labels are noise.
+    against: "hf", or "" to measure ours alone.
+    rows: clips of the batch; 0: what fits the kind of device.
+    seconds: of each clip; 0 alike.
+    rounds: of which medians are reported.
+
+  Returns:
+    ours, theirs: {seconds, audio_seconds_per_second, flops_per_second, mfu,
+    peak_memory_bytes, first_seconds ...}; ratio (of audio a second, ours over
+    theirs), mfu, peak_memory_bytes: ours. The peak of which mfu is the share is
+    the faster of the sides' own large matrix products.
+
+  Raises:
+    UserError: the config is of something else; torch or transformers is not
+      installed; a side failed.
+  """
+  config = config.copy_and_resolve_references()
+  if (config.objective.name, config.frontend.name) != ("hubert", "waveform"):
+    raise UserError(
+      "what is compared is HuBERT on waveforms; this config is "
+      f"{config.objective.name} on {config.frontend.name} frames"
+    )
+  config.hubert.labels = "noise"  # Both sides are given their labels.
+  config.hubert.clusters = config.hubert.clusters[:1]
+  config.budget.updates = config.budget.updates or 1000
+  cpu = jax.default_backend() == "cpu"
+  rows, seconds = rows or (2 if cpu else 10), seconds or (10 if cpu else 15.625)
+  given = {
+    "config": config,
+    "rows": rows,
+    "length": round(seconds * SAMPLE_RATE),
+  }
+  makers = {OURS: (f"ssl_jax.benchmarks.work:{what}", given)}
+  if against:
+    for library in ("torch", "transformers"):
+      if importlib.util.find_spec(library) is None:
+        raise UserError(
+          f"--against=hf needs {library}: pip install 'ssl_jax[test]'"
+        )
+    makers[THEIRS] = (f"ssl_jax.benchmarks.rival:{what}", given)
+  found = sides.compare(makers, rounds)
+  cost = rows * work.flops(what, config, given["length"])
+  peak = max(side["matmul_flops_per_second"] for side in found.values())
+  for side in found.values():
+    side["audio_seconds_per_second"] = rows * seconds / side["seconds"]
+    side["flops_per_second"] = cost / side["seconds"]
+    side["mfu"] = side["flops_per_second"] / peak
+  result = {
+    "benchmark": what,
+    "rows": rows,
+    "clip_seconds": seconds,
+    "rounds": rounds,
+    "flops": cost,
+    "matmul_flops_per_second": peak,
+    **found,
+    "mfu": found[OURS]["mfu"],
+    "peak_memory_bytes": found[OURS]["peak_memory_bytes"],
+  }
+  if against:
+    result["ratio"] = found[THEIRS]["seconds"] / found[OURS]["seconds"]
+  return result
+
+
+def table(result: dict[str, Any]) -> str:
+  """The result as a person reads it."""
+  lines = [
+    f"{result['benchmark']}, {result['rows']} clips of "
+    f"{result['clip_seconds']:g} s, {readable(result['flops'])}FLOP; matrix "
+    f"products do {readable(result['matmul_flops_per_second'])}FLOP/s",
+    f"{'':8}{'ms':>10}{'audio s/s':>12}{'FLOP/s':>10}{'MFU':>7}"
+    f"{'peak GiB':>10}{'first s':>9}",
+  ]
+  for name in (OURS, THEIRS):
+    if side := result.get(name):
+      lines.append(
+        f"{name:8}{1e3 * side['seconds']:10.1f}"
+        f"{side['audio_seconds_per_second']:12.1f}"
+        f"{readable(side['flops_per_second']):>10}{side['mfu']:7.1%}"
+        f"{side['peak_memory_bytes'] / 2**30:10.2f}{side['first_seconds']:9.1f}"
+        f"  {side['library']}, {side['dtype']}, {side['device']}"
+      )
+  if "ratio" in result:
+    lines.append(f"ours does {result['ratio']:.2f} x theirs")
+  return "\n".join(lines)
