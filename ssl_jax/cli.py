@@ -13,6 +13,7 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
+from ssl_jax import host
 from ssl_jax.config import flatten
 from ssl_jax.errors import UsageError, UserError
 from ssl_jax.overrides import clear_other_budgets
@@ -48,6 +49,7 @@ def run(
   if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
     print(_help(main))
     sys.exit(0)
+  host.prepare()  # Reading the config may import JAX.
   given = _parse(sys.argv, arguments, needs_config)
   try:
     result = main(given) if arguments else main()

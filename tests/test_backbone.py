@@ -1,5 +1,7 @@
 """The encoder against transformers, and what padding must not change."""
 
+import functools
+
 import hf
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ import torch
 
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone, frame_mask
+from ssl_jax.models.frontend import WaveformStem
+from ssl_jax.models.transformer import grouped_conv
 
 TOLERANCE = 1e-4
 
@@ -183,3 +187,67 @@ def test_stem_gradient_is_scaled():
     rtol=1e-4,
     atol=1e-6,
   )
+
+
+@pytest.mark.parametrize(
+  ("taps", "width", "groups", "frames"),
+  [
+    (128, 48, 2, 99),
+    (128, 48, 2, 20),
+    (5, 8, 2, 3),
+    (8, 8, 1, 16),
+    (1, 4, 4, 9),
+  ],
+)
+def test_grouped_convolution_equals_xlas_and_so_do_gradients(
+  taps, width, groups, frames
+):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, frames, width))
+  kernel = jax.random.normal(keys[1], (taps, width // groups, width))
+  dy = jax.random.normal(keys[2], x.shape)
+
+  def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (1,),
+      [(taps // 2, (taps - 1) // 2)],
+      dimension_numbers=("NWC", "WIO", "NWC"),
+      feature_group_count=groups,
+    )
+
+  expected, expected_grads = jax.vjp(plain, x, kernel)
+  found, found_grads = jax.vjp(grouped_conv, x, kernel)
+  for a, b in zip(
+    (found, *found_grads(dy)), (expected, *expected_grads(dy)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("size", [16_000, 16_001, 12_345])
+def test_stem_in_segments_equals_whole(norm, size):
+  waveform, length = speech(size, size - 4_000, to=size)
+  stem = WaveformStem(norm, norm == "layer", jnp.float32)
+  params = stem.init(jax.random.key(0), waveform[:, :800], length)
+
+  @jax.jit
+  def whole(params):
+    return stem.apply(params, waveform, length)
+
+  expected = whole(params)
+  dy = jax.random.normal(jax.random.key(1), expected.shape)
+  expected_grads = jax.vjp(whole, params)[1](dy)
+  for segments in (2, 8):
+    found, transpose = jax.vjp(
+      functools.partial(
+        stem.apply, waveform=waveform, length=length, segments=segments
+      ),
+      params,
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    for a, b in zip(
+      jax.tree.leaves(transpose(dy)), jax.tree.leaves(expected_grads)
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), rtol=0)

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models import frontend
-from ssl_jax.models.transformer import Transformer, dropout, row_keys
+from ssl_jax.models.dropout import dropout, row_keys
+from ssl_jax.models.transformer import Transformer
 
 
 class Encoded(NamedTuple):

@@ -8,27 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax.models.dropout import dropout, fold_in_all, row_keys
 from ssl_jax.models.frontend import layer_norm
 
 _bert_init = nn.initializers.normal(0.02)
-
-
-def dropout(
-  x: jax.Array, rate: float, keys: jax.Array | None, site: int
-) -> jax.Array:
-  """Dropout drawn clip by clip, so that no split of the batch changes it.
-
-  x [B, ...]; keys [B], None to keep all; `site` tells apart uses of one key.
-  """
-  if keys is None or rate == 0:
-    return x
-
-  def keep(key: jax.Array) -> jax.Array:
-    return jax.random.bernoulli(
-      jax.random.fold_in(key, site), 1 - rate, x.shape[1:]
-    )
-
-  return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0)
+_BLOCK = 8  # Frames, of the positional convolution's matrix products.
 
 
 # What the backward pass finds saved, by config.encoder.remat.
@@ -59,15 +43,45 @@ class PositionalConv(nn.Module):
     norm = jnp.sqrt(jnp.square(direction).sum(axis=(1, 2), keepdims=True))
     scale = self.param("scale", lambda _: norm)  # [kernel, 1, 1]
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    x = jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      (direction * (scale / norm)).astype(self.dtype),
-      window_strides=(1,),
-      padding=[(self.kernel // 2, (self.kernel - 1) // 2)],
-      dimension_numbers=("NWC", "WIO", "NWC"),
-      feature_group_count=self.groups,
-    )
+    kernel = (direction * (scale / norm)).astype(self.dtype)
+    x = grouped_conv(x.astype(self.dtype), kernel)
     return nn.gelu(x + bias.astype(self.dtype), approximate=False)
+
+
+def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """A grouped convolution over time, as matrix products of whole blocks.
+
+  x [B, T, D], kernel [K, D / groups, D] -> [B, T, D]; frame t sees frames
+  t - K // 2 to t + (K - 1) // 2. `_BLOCK` frames in and out at a time, or the
+  groups' few channels would leave a TPU's matrix unit idle; and XLA's own
+  gradient of grouped kernels takes 15 times as long on CPUs.
+  """
+  taps, channels, width = kernel.shape
+  groups = width // channels
+  rows, frames, _ = x.shape
+  out = -(-frames // _BLOCK)
+  seen = (taps + _BLOCK - 2) // _BLOCK + 1  # Blocks an output block sees.
+  size = (out + seen - 1) * _BLOCK
+  left = taps // 2
+  x = jnp.pad(x, ((0, 0), (left, max(0, size - left - frames)), (0, 0)))
+  x = x[:, :size].reshape(rows, -1, _BLOCK, groups, channels)
+  x = x.transpose(3, 0, 1, 2, 4).reshape(groups, rows, -1, _BLOCK * channels)
+  x = jnp.concatenate([x[:, :, i : i + out] for i in range(seen)], axis=-1)
+  # Frame p of a block finds tap k in the block's frame p + k.
+  after = seen * _BLOCK - taps
+  kernel = kernel.reshape(taps, channels, groups, channels)
+  kernel = jnp.pad(kernel, ((_BLOCK - 1, after), (0, 0), (0, 0), (0, 0)))
+  first = _BLOCK - 1
+  kernel = jnp.stack(
+    [kernel[first - p :][: seen * _BLOCK] for p in range(_BLOCK)], axis=-2
+  )  # [seen * _BLOCK, channels, groups, _BLOCK, channels]
+  kernel = kernel.transpose(2, 0, 1, 3, 4).reshape(
+    groups, seen * _BLOCK * channels, _BLOCK * channels
+  )
+  y = jnp.einsum("gbti,gio->gbto", x, kernel)
+  y = y.reshape(groups, rows, out, _BLOCK, channels)
+  y = y.transpose(1, 2, 3, 0, 4).reshape(rows, out * _BLOCK, width)
+  return y[:, :frames]
 
 
 class Layer(nn.Module):
@@ -197,16 +211,6 @@ class Transformer(nn.Module):
     if config.norm_first:
       states[-1] = norm(states[-1])
     return jnp.stack(states) if all_states else states[-1]
-
-
-def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
-  """A key per clip. rows int32 [B] -> keys [B]."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-
-
-def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-  """The same number folded into each of keys [B]."""
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def _stacked_init(layer: Layer, num_layers: int) -> Callable[..., Any]:

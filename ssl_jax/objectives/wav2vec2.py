@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone
+from ssl_jax.models.dropout import dropout, fold_in_all, row_keys
 from ssl_jax.models.frontend import STEM_LAYERS, torch_linear_init
 from ssl_jax.models.quantizer import Quantizer
-from ssl_jax.models.transformer import dropout, fold_in_all, row_keys
 from ssl_jax.objectives import terms
 
 

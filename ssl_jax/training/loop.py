@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     UserError: for a bad config, unusable data, a workdir of another config, or
       a loss that is not finite.
   """
-  started = time.monotonic()
+  started = started_here = time.monotonic()
   tracking.names(config)
   setup = set_up(config)
   mesh = sharding.make_mesh(config.mesh)
@@ -151,6 +151,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   updates = config.budget.updates
   schedule = make_schedule(config)
   previous = None  # The update before and its metrics, still on the device.
+  to_first = 0.0  # Seconds from here to this process's first update.
 
   def settle(update: int, current: dict) -> float:
     """Counts a finished update; its loss."""
@@ -210,10 +211,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       # the host, but before anything is made of the state they belong to.
       if previous is not None:
         loss = settle(*previous)
+        to_first = to_first or time.monotonic() - started_here
         progress.show(update - 1, loss, meter.speed(), spent["flops"])
       previous = update, current
       if log_due or eval_due or checkpoint_due:
         settle(*previous)
+        to_first = to_first or time.monotonic() - started_here
         previous = None
       if log_due:
         sums = jax.device_get(state["sums"])
@@ -278,6 +281,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
     "wall_seconds": spent["wall_seconds"],
     "train_seconds": spent["train_seconds"],
+    "first_update_seconds": to_first,
     "mfu": peak
     and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
     "devices": header["devices"],

@@ -176,7 +176,7 @@ class Meter:
       "audio_seconds_per_second": self.speed(),
       "flops_per_second": flops / seconds,
       "update_seconds": seconds / self._updates,
-      "data_wait_seconds": self._waited / self._updates,
+      "data_wait_fraction": self._waited / seconds,
     }
 
   def _charge(self) -> None:

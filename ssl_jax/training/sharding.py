@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -39,6 +40,7 @@ _STACKED = re.compile(r"layers/")  # Leading axis: the layer, which stays whole.
 # to cut, and XLA (jaxlib 0.10) sums the gradients of a grouped one once for
 # each device of `tensor` that holds the same rows.
 _SPREAD = ("PositionalConv", "WaveformStem")
+_TPU_ROWS = 8  # Of which XLA wants a multiple in a convolution.
 _MIN_FSDP_SIZE = 2**14  # Of a parameter; smaller ones are everywhere.
 
 _log = logging.getLogger("ssl_jax")
@@ -140,16 +142,28 @@ def gather(mesh: Mesh, params: Any) -> Any:
 
 
 def spread(mesh: Mesh) -> contextlib.AbstractContextManager:
-  """While models are traced in it, convolutions use all devices for rows."""
-  if mesh.shape["tensor"] == 1:
+  """While models are traced in it, convolutions suit the mesh's devices.
+
+  They use all of `tensor` for rows; and each TPU gets a multiple of 8 rows of
+  the stem, which cuts clips for it.
+  """
+  on_tpu = mesh.devices.flat[0].platform == "tpu"
+  if mesh.shape["tensor"] == 1 and not on_tpu:
     return contextlib.nullcontext()
+  rows = P(AXES) if mesh.shape["tensor"] > 1 else _ROWS
 
   def place(tree: Any) -> Any:
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P(AXES)))
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, rows))
 
   def call(function: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    if type(context.module).__name__ not in _SPREAD:
+    name = type(context.module).__name__
+    if name not in _SPREAD or context.method_name != "__call__":
       return function(*args, **kwargs)
+    if name == "WaveformStem" and on_tpu:
+      count = mesh.size if mesh.shape["tensor"] > 1 else row_shards(mesh)
+      held = -(-args[0].shape[0] // count)
+      kwargs = kwargs | {"segments": _TPU_ROWS // math.gcd(held, _TPU_ROWS)}
+      return place(function(*place(args), **kwargs))
     return place(function(*place(args), **place(kwargs)))
 
   return nn.intercept_methods(call)
@@ -202,21 +216,28 @@ def compile_shapes(
 
   `abstract_batch(rows, length)` gives the shapes and types of its batch.
   """
-  compiled = {}
-  for rows, length in shapes:
-    rows = -(-rows // row_multiple) * row_multiple
+  with ThreadPoolExecutor() as pool:
     before = time.monotonic()
-    compiled[length] = step.lower(
-      abstract_state, abstract(abstract_batch(rows, length), by_row)
-    ).compile()
-    _log.info(
-      "compiled %d of %d shapes: %d x %.4g s, in %.1f s",
-      len(compiled),
-      len(shapes),
-      rows,
-      length / SAMPLE_RATE,
-      time.monotonic() - before,
-    )
+    pending = {}
+    for rows, length in shapes:
+      rows = -(-rows // row_multiple) * row_multiple
+      # Each is traced while those before it compile.
+      lowered = step.lower(
+        abstract_state, abstract(abstract_batch(rows, length), by_row)
+      )
+      pending[pool.submit(lowered.compile)] = rows, length
+    compiled = {}
+    for done in as_completed(pending):
+      rows, length = pending[done]
+      compiled[length] = done.result()
+      _log.info(
+        "compiled %d of %d shapes: %d x %.4g s, after %.1f s",
+        len(compiled),
+        len(shapes),
+        rows,
+        length / SAMPLE_RATE,
+        time.monotonic() - before,
+      )
   return compiled
 
 

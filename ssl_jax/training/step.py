@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ssl_jax import num_frames
 from ssl_jax.config import stored_label_sets
 from ssl_jax.models.backbone import frame_mask
-from ssl_jax.models.transformer import row_keys
+from ssl_jax.models.dropout import row_keys
 from ssl_jax.objectives import make_objective
 from ssl_jax.signal import augment, spans
 from ssl_jax.training import sharding
