@@ -1,8 +1,9 @@
 """Measures what is claimed to be fast, side by side, on this machine.
 
-  python -m ssl_jax.bench step --against=hf   # a training update
-  python -m ssl_jax.bench stem --against=hf   # the waveform stem alone
-  python -m ssl_jax.bench probe --against=hf  # a frozen encoder's states
+  python -m ssl_jax.bench step --against=hf     # a training update
+  python -m ssl_jax.bench stem --against=hf     # the waveform stem alone
+  python -m ssl_jax.bench probe --against=hf    # a frozen encoder's states
+  python -m ssl_jax.bench compile --against=hf  # from start to first update
   python -m ssl_jax.bench data      # audio a second through the data pipeline
   python -m ssl_jax.bench data --config=configs/slim.py:size=50 --device=v5e-8
   python -m ssl_jax.bench memory    # what a read of a million records holds
@@ -12,7 +13,7 @@ work of transformers in torch, in turn with ours. data compares with what
 training consumes. The last line on stdout is a JSON object.
 """
 
-import functools
+import importlib
 import logging
 import os
 
@@ -24,13 +25,13 @@ _ROUNDS = flags.DEFINE_integer(
   "rounds", 5, "Of each measurement; medians are reported.", 1
 )
 _AGAINST = flags.DEFINE_enum(
-  "against", "", ["", "hf"], "step, stem, probe: whom to compare with."
+  "against", "", ["", "hf"], "But data, memory: whom to compare with."
 )
 _ROWS = flags.DEFINE_integer(
-  "rows", 0, "step, stem, probe: clips; 0: 2 on a CPU, else 10.", 0
+  "rows", 0, "But data, memory: clips; 0: 2 on a CPU, else 10.", 0
 )
 _SECONDS = flags.DEFINE_float(
-  "seconds", 0.0, "step, stem, probe: of a clip; 0: 10 on a CPU, else 15.6.", 0
+  "seconds", 0.0, "But data, memory: of a clip; 0: 10 on a CPU, else 15.6.", 0
 )
 cli.define_config()
 _DEVICE = flags.DEFINE_string(
@@ -44,37 +45,37 @@ _RECORDS = flags.DEFINE_integer(
 )
 
 
+# The module of ssl_jax.benchmarks that has each.
+_MODULES = dict.fromkeys(("step", "stem", "probe", "compile"), "speed") | {
+  "data": "data",
+  "memory": "memory",
+}
+
+
 def main(arguments: list[str]) -> dict:
   """Runs a benchmark; returns its JSON object."""
-  # Imported late: --help and usage errors need no JAX.
+  # Imported late: --help and usage errors need no JAX, and a GPU machine that
+  # only times steps no data pipeline.
   from ssl_jax import config as config_lib
-  from ssl_jax.benchmarks import data, memory, speed
   from ssl_jax.errors import UsageError
 
-  config = flags.FLAGS.config or config_lib.base()
-
-  def run_data() -> dict:
-    return data.run(_ROUNDS.value, config, _DEVICE.value, _MFU.value)
-
-  def run_speed(what: str) -> dict:
-    return speed.run(
-      what, config, _AGAINST.value, _ROWS.value, _SECONDS.value, _ROUNDS.value
-    )
-
-  benchmarks = {
-    "data": (data, run_data),
-    "memory": (memory, lambda: memory.run(_RECORDS.value)),
-  }
-  for what in speed.WORK:
-    benchmarks[what] = speed, functools.partial(run_speed, what)
   (name, *rest) = arguments
-  if rest or name not in benchmarks:
+  if rest or name not in _MODULES:
     raise UsageError(
       f"unknown benchmark {' '.join(arguments)!r}; "
-      f"{config_lib.nearest(name, benchmarks)}"
+      f"{config_lib.nearest(name, _MODULES)}"
     )
-  benchmark, run = benchmarks[name]
-  result = run()
+  benchmark = importlib.import_module(f"ssl_jax.benchmarks.{_MODULES[name]}")
+  config = flags.FLAGS.config or config_lib.base()
+  rounds = _ROUNDS.value
+  if name == "data":
+    result = benchmark.run(rounds, config, _DEVICE.value, _MFU.value)
+  elif name == "memory":
+    result = benchmark.run(_RECORDS.value)
+  else:
+    result = benchmark.run(
+      name, config, _AGAINST.value, _ROWS.value, _SECONDS.value, rounds
+    )
   logging.getLogger("ssl_jax").info("%s", benchmark.table(result))
   return result
 

@@ -51,6 +51,52 @@ def test_collectives_are_counted_as_often_as_they_run():
   }
 
 
+# A copy onto the chip, a loop of 5 that reads HBM, the costlier of branches.
+MOVES = """
+HloModule jit_step
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %y = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %x), kind=kLoop, calls=%f
+  ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %x)
+}
+
+%cond (q: (s32[], bf16[8,128])) -> pred[] {
+  %q = (s32[]{:T(128)}, bf16[8,128]{1,0}) parameter(0)
+  %n = s32[]{:T(128)} constant(5)
+  %k = s32[]{:T(128)S(6)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)S(6)} compare(%k, %n), direction=LT
+}
+
+%one (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %b = f32[4]{0} negate(%a)
+}
+
+%two (c: f32[4]) -> f32[4] {
+  %c = f32[4]{0} parameter(0)
+  %d = f32[4]{0} negate(%c)
+  ROOT %e = f32[4]{0} custom-call(%c, %d), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (x: bf16[8,128], v: f32[4]) -> f32[4] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %v = f32[4]{0} parameter(1)
+  %s = (bf16[8,128]{1,0:S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %z = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} copy-done(%s)
+  %w = (s32[], bf16[8,128]{1,0}) while(%t0), condition=%cond, body=%body
+  ROOT %r = f32[4]{0} conditional(%k, %v, %v), branch_computations={%one, %two}
+}
+"""
+
+
+def test_memory_traffic_leaves_out_what_stays_on_the_chip():
+  array, vector = 8 * 128 * 2, 4 * 4
+  assert hlo.hbm_bytes(MOVES) == array + 5 * array + (2 + 3) * vector
+
+
 @pytest.mark.parametrize(
   ("name", "found"),
   [

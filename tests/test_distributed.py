@@ -32,7 +32,7 @@ def start(workdir, devices, *args):
     *ARGS,
     "--config.budget.updates=30",
     *args,
-    XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+    JAX_NUM_CPU_DEVICES=str(devices),
     JAX_PLATFORMS="cpu",
   )
 

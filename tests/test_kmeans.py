@@ -301,10 +301,9 @@ for lowered in (
 def test_one_device_and_eight_agree(mfcc, tmp_path):
   frames = mfcc[:16_008]
   np.save(tmp_path / "frames.npy", frames)
-  flags = "--xla_force_host_platform_device_count=8"
   subprocess.run(
     [sys.executable, "-c", ON_EIGHT, str(tmp_path)],
-    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)},
     check=True,
   )
   eight = kmeans.Fit(**np.load(tmp_path / "fit.npz"))

@@ -640,7 +640,7 @@ def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
     f"--checkpoint={run}/checkpoints/2",
     "--layer=1",
     f"--clusters={CLUSTERS}",
-    XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    JAX_NUM_CPU_DEVICES="2",
   )
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0, err

@@ -39,7 +39,7 @@ def start(out, objective, *meshes, devices):
     [sys.executable, mesh_runs.__file__, str(out), objective, *meshes],
     env=os.environ
     | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_NUM_CPU_DEVICES": str(devices),
       "JAX_PLATFORMS": "cpu",
     },
     cwd=ROOT,

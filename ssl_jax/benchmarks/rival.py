@@ -23,6 +23,7 @@ from ssl_jax.interop import hf_layout
 from ssl_jax.signal.spans import sample_spans
 
 _PEAK_REPEATS = 5
+_REPEATS = 10  # On a GPU.
 
 
 class Pretraining(torch.nn.Module):
@@ -90,7 +91,7 @@ def step(config: ConfigDict, rows: int, length: int) -> Subject:
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
-  def update() -> None:
+  def update() -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
     with _autocast():
       loss = compute(waveform, mask, labels)
@@ -99,7 +100,7 @@ def step(config: ConfigDict, rows: int, length: int) -> Subject:
       model.parameters(), config.optimizer.clip_norm
     )
     optimizer.step()
-    loss.item()
+    return loss
 
   return _subject(update)
 
@@ -117,7 +118,6 @@ def stem(config: ConfigDict, rows: int, length: int) -> Subject:
     with _autocast():
       out = compute(waveform)
     out.float().square().mean().backward()
-    _wait()
 
   return _subject(gradient)
 
@@ -132,9 +132,7 @@ def probe(config: ConfigDict, rows: int, length: int) -> Subject:
   def states() -> torch.Tensor:
     with torch.inference_mode(), _autocast():
       hidden = compute(waveform, output_hidden_states=True).hidden_states
-    stacked = torch.stack(hidden)
-    _wait()
-    return stacked
+    return torch.stack(hidden)
 
   return _subject(states)
 
@@ -189,25 +187,31 @@ def _noise(rows: int, length: int, device: torch.device) -> torch.Tensor:
 
 def _subject(work: Callable[[], Any]) -> Subject:
   cuda = torch.cuda.is_available()
-  return Subject(
-    work,
-    torch.cuda.max_memory_allocated if cuda else None,
-    {
+
+  def run(times: int) -> None:
+    for _ in range(times):
+      work()
+    _wait()
+
+  def facts() -> dict[str, Any]:
+    return {
       "device": torch.cuda.get_device_name() if cuda else "cpu",
       "library": f"torch {torch.__version__}, "
       f"transformers {transformers.__version__}"
       + (", torch.compile" if cuda else ""),
       "dtype": "bfloat16" if cuda else "float32",
       "matmul_flops_per_second": _matmul_peak(),
-    },
-  )
+    }
+
+  memory = torch.cuda.max_memory_allocated if cuda else None
+  return Subject(run, memory, facts, _REPEATS if cuda else 1)
 
 
 def _matmul_peak() -> float:
   device = _device()
   size = 8192 if device.type == "cuda" else 2048
   dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-  x = torch.ones((size, size), dtype=dtype, device=device)
+  x = torch.randn((size, size), dtype=dtype, device=device)
   torch.matmul(x, x)
   taken = []
   for _ in range(_PEAK_REPEATS):

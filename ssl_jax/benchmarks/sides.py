@@ -22,15 +22,18 @@ OURS, THEIRS = "ours", "theirs"
 class Subject(NamedTuple):
   """What a side makes.
 
-  run: does the work once, and waits until it is done.
+  run: does the work so many times, and waits until all is done.
   peak_memory: bytes of the accelerator's memory at most in use so far; None
     where it is the process's own memory.
-  facts: what else is reported of the side.
+  facts: finds what else is reported of the side.
+  repeats: times that a measurement does the work: accelerators are given the
+    next while they do one, as in training.
   """
 
-  run: Callable[[], Any]
+  run: Callable[[int], Any]
   peak_memory: Callable[[], int] | None
-  facts: dict[str, Any]
+  facts: Callable[[], dict[str, Any]]
+  repeats: int
 
 
 def compare(
@@ -65,13 +68,20 @@ def compare(
           taken[side].append(_answer(side, end))
           t.update()
     for side, end in ends.items():
-      end.send("peak")
-      found[side] |= {
+      end.send("facts")
+      found[side] |= _answer(side, end) | {
         "seconds": statistics.median(taken[side]),
         "seconds_of_rounds": taken[side],
-        "peak_memory_bytes": _answer(side, end),
       }
   return found
+
+
+def first_seconds(side: str, maker: str, arguments: dict[str, Any]) -> float:
+  """From the start of a process until it has done a side's work once."""
+  before = time.monotonic()
+  with _process(side, maker, arguments) as end:
+    _answer(side, end)
+    return time.monotonic() - before
 
 
 @contextlib.contextmanager
@@ -111,23 +121,19 @@ def _serve(end: Connection, maker: str, arguments: dict[str, Any]) -> None:
     make = getattr(importlib.import_module(module), function)
     subject: Subject = make(**arguments)
     middle = time.monotonic()
-    subject.run()
+    subject.run(1)
     done = time.monotonic()
-    end.send(
-      (
-        "done",
-        subject.facts
-        | {"make_seconds": middle - before, "first_seconds": done - middle},
-      )
-    )
+    times = {"make_seconds": middle - before, "first_seconds": done - middle}
+    end.send(("done", times))
     while True:
-      if end.recv() == "peak":
-        peak = subject.peak_memory or _resident
-        end.send(("done", peak()))
+      if end.recv() == "facts":
+        peak = (subject.peak_memory or _resident)()
+        end.send(("done", subject.facts() | {"peak_memory_bytes": peak}))
         continue
       before = time.monotonic()
-      subject.run()
-      end.send(("done", time.monotonic() - before))
+      subject.run(subject.repeats)
+      seconds = (time.monotonic() - before) / subject.repeats
+      end.send(("done", seconds))
   except EOFError:
     pass
   except Exception as error:

@@ -5,18 +5,19 @@ side in a process of its own; rounds are interleaved.
 """
 
 import importlib.util
+import statistics
+import tempfile
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.benchmarks import sides, work
 from ssl_jax.benchmarks.sides import OURS, THEIRS
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
-
-WORK = ("step", "stem", "probe")
 
 
 def run(
@@ -30,7 +31,8 @@ def run(
   """Measures one kind of work.
 
   Args:
-    what: step, stem or probe: all states of a frozen encoder.
+    what: step, stem, probe (all states of a frozen encoder), or compile (from
+      the start of a process to its first update).
     config: of HuBERT on a waveform stem; its labels are noise.
     against: "hf", or "" to measure ours alone.
     rows: clips of the batch; 0: what fits the kind of device.
@@ -38,10 +40,12 @@ def run(
     rounds: of which medians are reported.
 
   Returns:
-    ours, theirs: {seconds, audio_seconds_per_second, flops_per_second, mfu,
-    peak_memory_bytes, first_seconds ...}; ratio (of audio a second, ours over
-    theirs), mfu, peak_memory_bytes: ours. The peak of which mfu is the share is
-    the faster of the sides' own large matrix products.
+    For compile: ours {cold_seconds, warm_seconds}, without and with programs
+    compiled before; theirs {cold_seconds}; ratio, of theirs to ours when cold.
+    Else ours, theirs: {seconds, audio_seconds_per_second, flops_per_second,
+    mfu, peak_memory_bytes, first_seconds ...}; ratio (of audio a second, ours
+    over theirs), mfu, peak_memory_bytes: ours. The peak of which mfu is the
+    share is the faster of the sides' own large matrix products.
 
   Raises:
     UserError: the config is of something else; torch or transformers is not
@@ -63,14 +67,17 @@ def run(
     "rows": rows,
     "length": round(seconds * SAMPLE_RATE),
   }
-  makers = {OURS: (f"ssl_jax.benchmarks.work:{what}", given)}
+  work_name = "step" if what == "compile" else what
+  makers = {OURS: (f"ssl_jax.benchmarks.work:{work_name}", given)}
   if against:
     for library in ("torch", "transformers"):
       if importlib.util.find_spec(library) is None:
         raise UserError(
           f"--against=hf needs {library}: pip install 'ssl_jax[test]'"
         )
-    makers[THEIRS] = (f"ssl_jax.benchmarks.rival:{what}", given)
+    makers[THEIRS] = (f"ssl_jax.benchmarks.rival:{work_name}", given)
+  if what == "compile":
+    return _run_compile(makers, rounds, rows, seconds)
   found = sides.compare(makers, rounds)
   cost = rows * work.flops(what, config, given["length"])
   peak = max(side["matmul_flops_per_second"] for side in found.values())
@@ -94,8 +101,51 @@ def run(
   return result
 
 
+def _run_compile(
+  makers: dict[str, tuple[str, dict[str, Any]]],
+  rounds: int,
+  rows: int,
+  seconds: float,
+) -> dict[str, Any]:
+  taken: dict[str, dict[str, list[float]]] = {side: {} for side in makers}
+  for _ in tqdm(range(rounds), desc="measuring", disable=None):
+    for side, (maker, given) in makers.items():
+      with tempfile.TemporaryDirectory() as cache:
+        ours = side == OURS
+        if ours:
+          given = given | {"cache": cache}
+        for kind in ("cold", "warm") if ours else ("cold",):
+          spent = sides.first_seconds(side, maker, given)
+          taken[side].setdefault(f"{kind}_seconds", []).append(spent)
+  found = {
+    side: {kind: statistics.median(each) for kind, each in kinds.items()}
+    for side, kinds in taken.items()
+  }
+  result = {
+    "benchmark": "compile",
+    "rows": rows,
+    "clip_seconds": seconds,
+    "rounds": rounds,
+    **found,
+  }
+  if THEIRS in found:
+    cold = [found[side]["cold_seconds"] for side in (THEIRS, OURS)]
+    result["ratio"] = cold[0] / cold[1]
+  return result
+
+
 def table(result: dict[str, Any]) -> str:
   """The result as a person reads it."""
+  if result["benchmark"] == "compile":
+    return "\n".join(
+      f"{side:8}first update after "
+      + ", ".join(
+        f"{seconds:.1f} s {kind.removesuffix('_seconds')}"
+        for kind, seconds in result[side].items()
+      )
+      for side in (OURS, THEIRS)
+      if side in result
+    )
   lines = [
     f"{result['benchmark']}, {result['rows']} clips of "
     f"{result['clip_seconds']:g} s, {readable(result['flops'])}FLOP; matrix "

@@ -9,18 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax import host
 from ssl_jax.benchmarks.sides import Subject
 from ssl_jax.budget.flops import forward_flops
 from ssl_jax.budget.updates import clip_flops
 from ssl_jax.models.backbone import Backbone, compute_dtype
-from ssl_jax.models.frontend import WaveformStem
+from ssl_jax.models.stem import WaveformStem
 from ssl_jax.training import calibrate, sharding
 
 _PEAK_REPEATS = 5
+_REPEATS = 10  # On an accelerator.
 
 
-def step(config: ConfigDict, rows: int, length: int) -> Subject:
-  """One training update, from int16 samples to new parameters."""
+def step(
+  config: ConfigDict, rows: int, length: int, cache: str | None = None
+) -> Subject:
+  """One training update, from int16 samples to new parameters.
+
+  `cache` is a folder of compiled programs; None: compiled anew.
+  """
+  _prepare(cache)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   update = calibrate.noise_step(config, mesh, rows, length)
   return _subject(update, config)
@@ -28,6 +36,7 @@ def step(config: ConfigDict, rows: int, length: int) -> Subject:
 
 def stem(config: ConfigDict, rows: int, length: int) -> Subject:
   """The stem, forwards and backwards to its parameters."""
+  _prepare()
   module = WaveformStem(
     config.frontend.norm, config.frontend.conv_bias, compute_dtype(config)
   )
@@ -46,6 +55,7 @@ def stem(config: ConfigDict, rows: int, length: int) -> Subject:
 
 def probe(config: ConfigDict, rows: int, length: int) -> Subject:
   """All hidden states of a frozen encoder, as probes read them."""
+  _prepare()
   module = Backbone(config, compute_dtype(config))
   waveform, real = _noise(rows, length)
   params = module.init(jax.random.key(0), waveform[:1, :3200], real[:1])
@@ -65,6 +75,12 @@ def flops(what: str, config: ConfigDict, length: int) -> float:
   return forward.total if what == "probe" else 3 * forward.stem
 
 
+def _prepare(cache: str | None = None) -> None:
+  """This process, as `ssl_jax.main` prepares its own."""
+  host.prepare()
+  jax.config.update("jax_compilation_cache_dir", cache)
+
+
 def _noise(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
   waveform = np.random.default_rng(0).normal(0, 0.1, (rows, length))
   return jnp.asarray(waveform, jnp.float32), jnp.full(rows, length)
@@ -75,22 +91,28 @@ def _subject(work: Callable[[], Any], config: ConfigDict) -> Subject:
   memory = None
   if device.platform != "cpu":
     memory = lambda: device.memory_stats()["peak_bytes_in_use"]  # noqa: E731
-  return Subject(
-    lambda: jax.block_until_ready(work()),
-    memory,
-    {
+
+  def run(times: int) -> None:
+    for _ in range(times):
+      made = work()
+    jax.block_until_ready(made)
+
+  def facts() -> dict[str, Any]:
+    return {
       "device": device.device_kind,
       "library": f"jax {jax.__version__}",
       "dtype": str(compute_dtype(config)),
       "matmul_flops_per_second": matmul_peak(compute_dtype(config)),
-    },
-  )
+    }
+
+  return Subject(run, memory, facts, 1 if memory is None else _REPEATS)
 
 
 def matmul_peak(dtype: jnp.dtype) -> float:
   """FLOP/s of a large square matrix product: the best of a few."""
   size = 2048 if jax.default_backend() == "cpu" else 8192
-  x = jnp.ones((size, size), dtype)
+  # Ones take less power than a model's numbers: GPUs multiply them faster.
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(jnp.matmul)
   product(x, x).block_until_ready()
   taken = []

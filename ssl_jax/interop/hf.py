@@ -18,7 +18,7 @@ from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.interop import hf_layout as layout
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.models.frontend import STEM_LAYERS
+from ssl_jax.models.stem import STEM_LAYERS
 from ssl_jax.validation import validate
 
 

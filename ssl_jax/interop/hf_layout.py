@@ -5,7 +5,7 @@ Arrays there have our axes in the opposite order; layers are not stacked.
 
 from collections.abc import Sequence
 
-from ssl_jax.models.frontend import STEM_LAYERS
+from ssl_jax.models.stem import STEM_LAYERS
 
 MODELS = ("hubert", "wav2vec2")
 

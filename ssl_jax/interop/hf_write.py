@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.errors import UserError
 from ssl_jax.interop import hf_layout as layout
-from ssl_jax.models.frontend import STEM_LAYERS
+from ssl_jax.models.stem import STEM_LAYERS
 
 
 def architecture(config: ConfigDict, heads: Any) -> str:

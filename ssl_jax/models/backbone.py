@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models import frontend
-from ssl_jax.models.dropout import dropout, row_keys
+from ssl_jax.models.dropout import dropout, key_words, row_keys
+from ssl_jax.models.norm import Norm, layer_norm
+from ssl_jax.models.stem import WaveformStem
 from ssl_jax.models.transformer import Transformer
 
 
@@ -62,14 +64,15 @@ class Backbone(nn.Module):
     if config.frontend.normalize_waveform:
       waveform = frontend.normalize_waveform(waveform, length)
     if config.frontend.name == "waveform":
-      features = frontend.WaveformStem(
+      features = WaveformStem(
         config.frontend.norm,
         config.frontend.conv_bias,
         self.dtype,
         name="stem",
       )(waveform, length)
       features = frontend.scale_gradient(features, config.frontend.grad_mult)
-      normed = frontend.layer_norm(self.dtype, "feature_norm")(features)
+      norm = Norm(features.shape[-1], name="feature_norm")()
+      normed = layer_norm(features, *norm)
     else:
       features = frontend.log_mel_frames(
         waveform,
@@ -86,7 +89,7 @@ class Backbone(nn.Module):
     )(alter(normed))  # [B, T, D]
     if key is not None:
       keys = row_keys(jax.random.fold_in(key, 0), rows)
-      x = dropout(x, config.encoder.input_dropout, keys, 0)
+      x = dropout(x, config.encoder.input_dropout, key_words(keys))
       key = jax.random.fold_in(key, 1)
     mask_vector = self.param(
       "mask_vector", nn.initializers.uniform(1.0), x.shape[-1:]

@@ -1,45 +1,98 @@
 """Dropout, and the keys that give every clip random draws of its own."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+_SITES = 2**27  # Lines that tell the uses of a key apart: up to 16.
+COLUMNS = 2**31  # Lines from here on are columns.
+
 
 def dropout(
-  x: jax.Array, rate: float, keys: jax.Array | None, site: int
+  x: jax.Array, rate: float, words: jax.Array | None, site: int = 0
 ) -> jax.Array:
   """Dropout drawn clip by clip, so that no split of the batch changes it.
 
-  x [B, ...]; keys [B], None to keep all; `site` tells apart uses of one key.
+  Args:
+    x: [B, ..., C].
+    rate: dropped share.
+    words: uint32 [B, 2], of a key a clip (`key_words`); None to keep all.
+    site: tells up to 16 uses of one key apart.
   """
-  if keys is None or rate == 0:
-    return x
-  bits = position_bits(fold_in_all(keys, site), x.shape[1:])
-  kept = bits < jnp.uint32(round((1 - rate) * 2**32))
+  return x if words is None or rate == 0 else _drop(x, words, rate, site)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _drop(x: jax.Array, words: jax.Array, rate: float, site: int) -> jax.Array:
+  rows, columns = row_and_column_bits(
+    words, math.prod(x.shape[1:-1]), x.shape[-1], site
+  )
+  kept = is_kept(rows[..., None], columns[:, None], rate).reshape(x.shape)
   return jnp.where(kept, x * (1 / (1 - rate)), 0)
 
 
-def position_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Random bits of each position, cheap enough to compute where they are used.
+def _forward(
+  x: jax.Array, words: jax.Array, rate: float, site: int
+) -> tuple[jax.Array, jax.Array]:
+  return _drop(x, words, rate, site), words
 
-  keys [B] -> uint32 [B, *shape]. A hash of position and key: one round each of
-  multiplication and shift before and after the key's second half is added
-  (multipliers of Wellons, "Prospecting for Hash Functions", 2018). Threefry,
-  which makes the keys, takes ten times the operations for each word: more than
-  attention's own, where each weight is dropped or kept.
+
+def _backward(
+  rate: float, site: int, words: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, None]:
+  return _drop(dy, words, rate, site), None
+
+
+_drop.defvjp(_forward, _backward)
+
+
+def is_kept(rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
+  """Whether what lies where lines of random bits cross is kept.
+
+  Three operations for a decision; threefry, which makes the keys, takes a
+  hundred: more than attention's own, where each weight is dropped or kept.
+  Decisions are as independent as random numbers, by tests/test_dropout.py.
   """
-  words = jax.random.key_data(keys).astype(jnp.uint32)
-  first, second = (words[:, i].reshape(-1, *(1,) * len(shape)) for i in (0, -1))
-  position = jnp.zeros(shape, jnp.uint32)
-  for axis in range(len(shape)):
-    stride = jnp.uint32(math.prod(shape[axis + 1 :]))
-    index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    position = position + stride * index
-  bits = position[None] * jnp.uint32(0x9E3779B9) + first
+  bits = (rows + columns) * ((rows ^ columns) | jnp.uint32(1))
+  return bits < jnp.uint32(round((1 - rate) * 2**32))
+
+
+def row_and_column_bits(
+  words: jax.Array, rows: int, columns: int, site: int = 0
+) -> tuple[jax.Array, jax.Array]:
+  """Lines for `is_kept`. words uint32 [B, 2] -> [B, rows], [B, columns]."""
+  return (
+    _line_bits(words, site * _SITES, rows),
+    _line_bits(words, site * _SITES + COLUMNS, columns),
+  )
+
+
+def _line_bits(words: jax.Array, first: int, count: int) -> jax.Array:
+  index = jnp.arange(count, dtype=jnp.uint32) + jnp.uint32(first)
+  return hash_bits(index, *words.T[..., None])
+
+
+def hash_bits(
+  index: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+  """uint32 bits of an index and a key's two words.
+
+  One round each of multiplication and shift before and after the second word is
+  added (multipliers of Wellons, "Prospecting for Hash Functions", 2018).
+  """
+  bits = index * jnp.uint32(0x9E3779B9) + first
   bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) + second
   bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
   return bits ^ (bits >> 16)
+
+
+def key_words(keys: jax.Array) -> jax.Array:
+  """Two words of each key. [B] -> uint32 [B, 2]."""
+  words = jax.random.key_data(keys).astype(jnp.uint32)
+  return words[:, jnp.array([0, -1])]
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssl_jax.models.dropout import dropout, fold_in_all, row_keys
-from ssl_jax.models.frontend import layer_norm
+from ssl_jax.models import target
+from ssl_jax.models.attention import Attention
+from ssl_jax.models.dropout import dropout, fold_in_all, key_words, row_keys
+from ssl_jax.models.gelu import gelu
+from ssl_jax.models.norm import AddNorm, Norm, layer_norm
 
 _bert_init = nn.initializers.normal(0.02)
+_MULTIPLE = 8  # Frames.
 _BLOCK = 8  # Frames, of the positional convolution's matrix products.
 
 
@@ -45,7 +49,7 @@ class PositionalConv(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (width,))
     kernel = (direction * (scale / norm)).astype(self.dtype)
     x = grouped_conv(x.astype(self.dtype), kernel)
-    return nn.gelu(x + bias.astype(self.dtype), approximate=False)
+    return gelu(x + bias.astype(self.dtype))
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -88,7 +92,8 @@ class Layer(nn.Module):
   """x -> attention -> add, norm -> feed-forward -> add, norm.
 
   With `norm_first`, x -> norm, attention -> add -> norm, feed-forward -> add.
-  x [B, T, D], frame_mask [B, T] (True: real frame), keys [B] or None.
+  x [B, T, D], frames int32 [B] (of each clip that are real), words uint32
+  [B, 2] of the clips' dropout keys, or None.
   """
 
   config: ConfigDict  # config.encoder
@@ -96,39 +101,69 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, frame_mask: jax.Array, keys: jax.Array | None
+    self, x: jax.Array, frames: jax.Array, words: jax.Array | None
   ) -> jax.Array:
-    config = self.config
+    config, width = self.config, self.config.hidden_size
+    names = ("query", "key", "value", "output")
+    linear = {name: Linear((width, width), name=name)() for name in names}
+    linear["up"] = Linear((width, config.ffn_size), name="up")()
+    linear["down"] = Linear((config.ffn_size, width), name="down")()
+    norms = [
+      Norm(width, name=name)() for name in ("attention_norm", "ffn_norm")
+    ]
+    rates = (
+      config.attention_dropout,
+      config.dropout,
+      config.activation_dropout,
+      config.dropout,
+    )
+    if words is None:
+      words, rates = jnp.zeros((x.shape[0], 2), jnp.uint32), (0.0,) * 4
 
-    def dense(size: int, name: str) -> nn.Dense:
-      return nn.Dense(size, dtype=self.dtype, kernel_init=_bert_init, name=name)
+    def multiply(x: jax.Array, name: str) -> jax.Array:
+      return jnp.matmul(x, linear[name][0].astype(self.dtype))
 
-    def norm(x: jax.Array, name: str, here: bool) -> jax.Array:
-      return layer_norm(self.dtype, name)(x) if here else x
+    def bias(name: str) -> jax.Array:
+      return linear[name][1].astype(self.dtype)
+
+    def add(x: jax.Array, y: jax.Array, name: str, site: int) -> jax.Array:
+      """The sum with dropout of y, and its norm where norms come after."""
+      if not config.norm_first:
+        norm = AddNorm(rates[site], site)
+        return norm(x, y, bias(name), *norms[site // 2], words)
+      return x + dropout(y + bias(name), rates[site], words, site)
 
     first = config.norm_first
-    y = norm(x, "attention_norm", first)
+    y = layer_norm(x, *norms[0]) if first else x
+    kernels, biases = zip(*(linear[name] for name in names[:3]))
+    packed = jnp.einsum(
+      "btd,dke->btke", y, jnp.stack(kernels, axis=1).astype(self.dtype)
+    )  # [B, T, 3, D]
+    packed += jnp.stack(biases).astype(self.dtype)
+    y = Attention(rates[0])(
+      packed.reshape(*packed.shape[:3], config.num_heads, -1),
+      frames,
+      words,
+      jnp.arange(config.num_heads),
+    )
+    x = add(x, multiply(y.reshape(x.shape), "output"), "output", 1)
+    y = layer_norm(x, *norms[1]) if first else x
+    y = gelu(multiply(y, "up") + bias("up"))
+    y = dropout(y, rates[2], words, 2)
+    return add(x, multiply(y, "down"), "down", 3)
 
-    def heads(name: str, x: jax.Array = y) -> jax.Array:  # [B, T, H, D / H]
-      y = dense(config.hidden_size, name)(x)
-      return y.reshape(*y.shape[:2], config.num_heads, -1)
 
-    query, key, value = heads("query"), heads("key"), heads("value")
-    query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bthd,bshd->bhts", query, key).astype(jnp.float32)
-    # A finite floor: rows without a real frame must not become NaN.
-    logits = jnp.where(frame_mask[:, None, None, :], logits, -1e9)
-    weights = nn.softmax(logits).astype(self.dtype)
-    weights = dropout(weights, config.attention_dropout, keys, 0)
-    y = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape)
-    y = dropout(dense(config.hidden_size, "output")(y), config.dropout, keys, 1)
-    x = norm(x + y, "attention_norm", not first)
+class Linear(nn.Module):
+  """The parameters (kernel, bias) of a linear map."""
 
-    y = norm(x, "ffn_norm", first)
-    y = nn.gelu(dense(config.ffn_size, "up")(y), approximate=False)
-    y = dropout(y, config.activation_dropout, keys, 2)
-    y = dropout(dense(config.hidden_size, "down")(y), config.dropout, keys, 3)
-    return norm(x + y, "ffn_norm", not first)
+  shape: tuple[int, int]
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    return (
+      self.param("kernel", _bert_init, self.shape),
+      self.param("bias", nn.initializers.zeros, self.shape[1:]),
+    )
 
 
 class Transformer(nn.Module):
@@ -156,33 +191,44 @@ class Transformer(nn.Module):
     all_states: bool = False,
   ) -> jax.Array:
     config = self.config
+    time, frames = x.shape[1], frame_mask.sum(axis=1)
     # Zeroed, or the convolution would carry padding into real frames.
     x = jnp.where(frame_mask[..., None], x, 0)
+    # To what matrix units take whole; else each product would pad for itself.
+    x = jnp.pad(x, ((0, 0), (0, -time % _MULTIPLE), (0, 0)))
     x = x + PositionalConv(
       config.position_kernel,
       config.position_groups,
       self.dtype,
       name="positions",
     )(x)
-    norm = layer_norm(self.dtype, "norm")
-    x = x if config.norm_first else norm(x)
+    norm = Norm(x.shape[-1], name="norm")()
+    x = x if config.norm_first else layer_norm(x, *norm)
     layer = Layer(config, self.dtype, parent=None)
     params = self.param("layers", _stacked_init(layer, config.num_layers), x)
+    params = _cast(params, self.dtype)
 
-    keys, keep = None, jnp.ones(config.num_layers, bool)
+    words, keep = None, jnp.ones(config.num_layers, bool)
     if key is not None:
+      # Of each layer [L, B, 2]; then of what goes into the first.
       keys = row_keys(key, rows)
+      words = jax.vmap(lambda i: key_words(fold_in_all(keys, i)))(
+        jnp.arange(config.num_layers + 1)
+      )
+      x = dropout(x, config.dropout, words[-1])
+      words = words[:-1]
       # One draw a layer and update, shared by all clips: what makes skipping
       # possible.
       keep = jax.random.bernoulli(key, 1 - config.layerdrop, keep.shape)
-    x = dropout(x, config.dropout, keys, config.num_layers)
 
+    # Traced once for all layers: tracing takes longer than loading what was
+    # compiled.
+    @jax.jit
     def apply_layer(
-      x: jax.Array, params: Any, index: jax.Array | int, keep: jax.Array
+      x: jax.Array, params: Any, words: jax.Array | None, keep: jax.Array
     ) -> jax.Array:
       def run(x: jax.Array) -> jax.Array:
-        layer_keys = None if keys is None else fold_in_all(keys, index)
-        return layer.apply({"params": params}, x, frame_mask, layer_keys)
+        return layer.apply({"params": params}, x, frames, words)
 
       if config.remat != "none":
         run = jax.checkpoint(
@@ -191,8 +237,11 @@ class Transformer(nn.Module):
           prevent_cse=not config.scan_layers,
           policy=_REMAT_POLICIES[config.remat],
         )
-      if keys is None or config.layerdrop == 0:
+      if words is None or config.layerdrop == 0:
         return run(x)
+      if target.platform() == "gpu":
+        # A branch would have the host wait for the draw.
+        return jnp.where(keep, run(x), x)
       return jax.lax.cond(keep, run, lambda x: x, x)
 
     if config.scan_layers:
@@ -200,29 +249,41 @@ class Transformer(nn.Module):
       def body(x: jax.Array, layer_inputs: Any) -> tuple[jax.Array, Any]:
         return apply_layer(x, *layer_inputs), x if all_states else None
 
-      indices = jnp.arange(config.num_layers)
-      x, states = jax.lax.scan(body, x, (params, indices, keep))
-      x = norm(x) if config.norm_first else x
-      return jnp.concatenate([states, x[None]]) if all_states else x
+      x, states = jax.lax.scan(body, x, (params, words, keep))
+      x = layer_norm(x, *norm) if config.norm_first else x
+      x = jnp.concatenate([states, x[None]]) if all_states else x
+      return x[..., :time, :]
 
     states = [x]
     for i, layer_params in enumerate(_unstack(params, config.num_layers)):
-      states.append(apply_layer(states[-1], layer_params, i, keep[i]))
+      layer_words = None if words is None else words[i]
+      states.append(apply_layer(states[-1], layer_params, layer_words, keep[i]))
     if config.norm_first:
-      states[-1] = norm(states[-1])
-    return jnp.stack(states) if all_states else states[-1]
+      states[-1] = layer_norm(states[-1], *norm)
+    x = jnp.stack(states) if all_states else states[-1]
+    return x[..., :time, :]
 
 
 def _stacked_init(layer: Layer, num_layers: int) -> Callable[..., Any]:
   def init(key: jax.Array, x: jax.Array) -> Any:
-    frame_mask = jnp.ones(x.shape[:2], bool)
+    frames = jnp.full(x.shape[0], x.shape[1])
 
     def init_one(key: jax.Array) -> Any:
-      return layer.init(key, x, frame_mask, None)["params"]
+      return layer.init(key, x, frames, None)["params"]
 
     return jax.vmap(init_one)(jax.random.split(key, num_layers))
 
   return init
+
+
+def _cast(params: Any, dtype: jnp.dtype) -> Any:
+  """All layers' at once, but the norms', which are used in float32."""
+  return {
+    name: part
+    if "norm" in name
+    else jax.tree.map(lambda x: x.astype(dtype), part)
+    for name, part in params.items()
+  }
 
 
 def _unstack(params: Any, num_layers: int) -> list[Any]:

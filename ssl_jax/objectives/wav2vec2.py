@@ -14,9 +14,15 @@ from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.models.dropout import dropout, fold_in_all, row_keys
-from ssl_jax.models.frontend import STEM_LAYERS, torch_linear_init
+from ssl_jax.models.dropout import (
+  dropout,
+  fold_in_all,
+  key_words,
+  row_keys,
+)
+from ssl_jax.models.frontend import torch_linear_init
 from ssl_jax.models.quantizer import Quantizer
+from ssl_jax.models.stem import STEM_LAYERS
 from ssl_jax.objectives import terms
 
 
@@ -55,11 +61,11 @@ class Objective(nn.Module):
     encoded = Backbone(self.config, self.dtype, name="backbone")(
       inputs["waveform"], inputs["length"], mask, key, inputs["rows"]
     )
-    dropout_keys = gumbel_keys = None
+    words = gumbel_keys = None
     if key is not None:
       keys = row_keys(jax.random.fold_in(key, 2), inputs["rows"])
-      dropout_keys, gumbel_keys = fold_in_all(keys, 0), fold_in_all(keys, 1)
-    features = dropout(encoded.normed, config.feature_dropout, dropout_keys, 0)
+      words, gumbel_keys = key_words(fold_in_all(keys, 0)), fold_in_all(keys, 1)
+    features = dropout(encoded.normed, config.feature_dropout, words)
     quantized = Quantizer(config, name="quantizer")(
       features, self._temperature(update), gumbel_keys
     )

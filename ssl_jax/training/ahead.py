@@ -39,7 +39,8 @@ def compile_for(
     topology, chips, mesh; rows (of the batch, and idle among them),
     seconds_per_update of audio; compile_seconds; hbm_bytes_per_chip
     {arguments, temporaries, peak, available} and fits; flops_per_update (as
-    `ssl_jax.flops` counts); xla_flops_per_chip, xla_bytes_per_chip;
+    `ssl_jax.flops` counts); xla_flops_per_chip, xla_bytes_per_chip (of any
+    memory), hbm_traffic_per_chip (bytes, of HBM alone);
     collectives {kind: {operations, bytes}} of a chip; roofline_seconds
     {compute, memory, network, update}; mfu_bound.
 
@@ -93,14 +94,15 @@ def compile_for(
   temporaries = memory.temp_size_in_bytes
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = arguments + temporaries + outputs + memory.generated_code_size_in_bytes
-  traffic = hlo.collectives(compiled.as_text())
+  program = compiled.as_text()
+  traffic, moved = hlo.collectives(program), hlo.hbm_bytes(program)
   wire = sum(_WIRE.get(kind, 1.0) * size for kind, (_, size) in traffic.items())
   training = clips * clip_flops(config, length).training
   # Padding and what XLA adds are computed too; loops it counts once.
   computed = max(cost["flops"], rows / clips * training / chips)
   roofline = {
     "compute": computed / chip.flops_per_second,
-    "memory": cost["bytes accessed"] / chip.hbm_bytes_per_second,
+    "memory": moved / chip.hbm_bytes_per_second,
     "network": wire / chip.link_bytes_per_second,
   }
   roofline["update"] = max(roofline.values())
@@ -122,6 +124,7 @@ def compile_for(
     "flops_per_update": training,
     "xla_flops_per_chip": cost["flops"],
     "xla_bytes_per_chip": cost["bytes accessed"],
+    "hbm_traffic_per_chip": moved,
     "collectives": {
       kind: {"operations": round(count), "bytes": size}
       for kind, (count, size) in sorted(traffic.items())

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO."""
+"""What a compiled program moves, between devices and to memory, by its HLO."""
 
 import collections
 import re
@@ -31,6 +31,15 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|async_computation)=%?([^\s,)}]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([^\s,)}]+)")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*)$")
+_PLACED = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_OPERAND = re.compile(r"%([\w.-]+)")
+# Name what is there, wait for it, or are counted by what they call.
+_FREE = (
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+  *("after-all", "partition-id", "replica-id"),
+  *("while", "conditional", "call"),
+)
 _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
 Traffic = dict[str, tuple[float, float]]  # {kind: (operations, bytes)}
@@ -47,6 +56,68 @@ def collectives(text: str) -> Traffic:
   """
   bodies, entry = _computations(text)
   return _traffic(entry, bodies, {})
+
+
+def hbm_bytes(text: str) -> float:
+  """Bytes that one run of a TPU program reads from and writes to HBM, at most.
+
+  What each operation takes and makes, less what its layout puts into a memory
+  on the chip, S(1); a copy between the two once. XLA's own count takes those in
+  too. A loop's as often as it runs, a conditional's of its costliest branch. A
+  fusion counts as reading the whole of what it slices.
+
+  Args:
+    text: HLO, as a compiled program's `as_text()` has it.
+  """
+  bodies, entry = _computations(text)
+  return _moved(entry, bodies, {})
+
+
+def _moved(
+  name: str, bodies: dict[str, list[str]], known: dict[str, float]
+) -> float:
+  if name in known:
+    return known[name]
+  total, sizes = 0.0, {}
+  for line in bodies.get(name, ()):
+    if not (found := _INSTRUCTION.match(line)):
+      continue
+    made, shape, kind, rest = found.groups()
+    sizes[made] = _hbm_size(shape)
+    if kind == "while" and (condition := _CONDITION.search(line)):
+      (body,) = _CALLED.findall(line)
+      total += _trips(condition[1], bodies) * _moved(body, bodies, known)
+    elif kind == "conditional":
+      total += max(_moved(x, bodies, known) for x in _branches(line))
+    elif kind == "call":
+      called = re.search(r"to_apply=%?([^\s,)}]+)", line)
+      total += _moved(called[1], bodies, known) if called else 0
+    elif kind in _FREE or kind.endswith("-done"):
+      continue
+    elif kind.endswith("-start"):
+      total += sizes[made]  # Of what is copied and the copy.
+    else:
+      operands = _OPERAND.findall(rest.partition("), ")[0])
+      total += sizes[made] + sum(sizes.get(x, 0) for x in set(operands))
+  known[name] = total
+  return total
+
+
+def _hbm_size(shape: str) -> float:
+  total = 0.0
+  for dtype, dimensions, layout in _PLACED.findall(shape):
+    if re.search(r"S\([1-9]", layout):
+      continue
+    size = float(_BYTES.get(dtype, 0))
+    for n in filter(None, dimensions.split(",")):
+      size *= int(n)
+    total += size
+  return total
+
+
+def _branches(line: str) -> list[str]:
+  (found,) = _BRANCHES.findall(line) or [""]
+  return [branch.strip().lstrip("%") for branch in found.split(",")]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -82,11 +153,8 @@ def _traffic(
       times = _trips(condition[1], bodies)
     for called in _CALLED.findall(line):
       add(_traffic(called, bodies, known), times)
-    if branches := _BRANCHES.search(line):
-      each = [
-        _traffic(branch.strip().lstrip("%"), bodies, known)
-        for branch in branches[1].split(",")
-      ]
+    if _BRANCHES.search(line):
+      each = [_traffic(branch, bodies, known) for branch in _branches(line)]
       add(max(each, key=lambda x: sum(size for _, size in x.values())), 1)
   known[name] = {kind: (n, size) for kind, (n, size) in total.items()}
   return known[name]

@@ -115,18 +115,22 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     out_shardings=(placed, replicated),
     donate_argnums=0,
   )
-  train_steps = sharding.compile_shapes(
-    train_step,
-    abstract_state,
-    functools.partial(step_lib.abstract_batch, config),
-    plan.shapes,
-    row_multiple,
-    by_row,
-  )
   valid_step = jax.jit(
     step_lib.make_valid_step(objective, config),
     in_shardings=(placed["params"], by_row),
     out_shardings=replicated,
+  )
+  valid_shapes = {
+    (len(rows.clips), rows.bucket_length) for rows in setup.valid_plan
+  }
+  train_steps, valid_steps = sharding.compile_shapes(
+    [
+      (train_step, abstract_state, plan.shapes),
+      (valid_step, abstract_state["params"], sorted(valid_shapes)),
+    ],
+    functools.partial(step_lib.abstract_batch, config),
+    row_multiple,
+    by_row,
   )
   no_sums = jax.jit(
     lambda: jax.tree.map(
@@ -142,7 +146,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         setup.valid_source, rows, **share, labels=setup.valid_labels
       )
       batch["rows"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
-      new = valid_step(params, sharding.put(batch, mesh))
+      new = valid_steps[rows.bucket_length](params, sharding.put(batch, mesh))
       distributed.beat()
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))

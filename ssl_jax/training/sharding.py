@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.errors import UserError
+from ssl_jax.models import target
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = P(("data", "fsdp"))
@@ -141,32 +142,55 @@ def gather(mesh: Mesh, params: Any) -> Any:
   return jax.lax.with_sharding_constraint(params, _placed(mesh, params, 1))
 
 
-def spread(mesh: Mesh) -> contextlib.AbstractContextManager:
-  """While models are traced in it, convolutions suit the mesh's devices.
+@contextlib.contextmanager
+def suit(mesh: Mesh) -> Iterator[None]:
+  """While models are traced in it, they suit the mesh's devices.
 
-  They use all of `tensor` for rows; and each TPU gets a multiple of 8 rows of
-  the stem, which cuts clips for it.
+  Convolutions use all of `tensor` for rows, and each TPU gets a multiple of 8
+  rows of the stem, which cuts clips for it; kernels, which XLA cannot cut, get
+  each device's rows and heads.
   """
-  on_tpu = mesh.devices.flat[0].platform == "tpu"
-  if mesh.shape["tensor"] == 1 and not on_tpu:
-    return contextlib.nullcontext()
+  platform = mesh.devices.flat[0].platform
   rows = P(AXES) if mesh.shape["tensor"] > 1 else _ROWS
+  # Of each one's arguments, and of what it returns.
+  kernels = {
+    "Attention": (
+      P(*_ROWS, None, None, "tensor", None),
+      _ROWS,
+      _ROWS,
+      P("tensor"),
+      P(*_ROWS, None, "tensor", None),
+    ),
+    "FirstLayer": (rows,) * 3,
+    "AddNorm": (_ROWS, _ROWS, P(), P(), P(), _ROWS, _ROWS),
+  }
 
   def place(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, rows))
 
   def call(function: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     name = type(context.module).__name__
-    if name not in _SPREAD or context.method_name != "__call__":
+    if context.method_name != "__call__":
       return function(*args, **kwargs)
-    if name == "WaveformStem" and on_tpu:
+    if name == "WaveformStem" and platform == "tpu":
       count = mesh.size if mesh.shape["tensor"] > 1 else row_shards(mesh)
       held = -(-args[0].shape[0] // count)
       kwargs = kwargs | {"segments": _TPU_ROWS // math.gcd(held, _TPU_ROWS)}
+    if name in _SPREAD and mesh.size > 1:
       return place(function(*place(args), **kwargs))
-    return place(function(*place(args), **place(kwargs)))
+    if name in kernels and mesh.size > 1 and target.kernels():
+      *in_specs, out_specs = kernels[name]
+      function = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(in_specs),
+        out_specs=out_specs,
+        check_vma=False,
+      )
+    return function(*args, **kwargs)
 
-  return nn.intercept_methods(call)
+  with target.tracing_for(platform), nn.intercept_methods(call):
+    yield
 
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int, tensor: int) -> P:
@@ -205,35 +229,43 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def compile_shapes(
-  step: Callable,
-  abstract_state: Any,
+  programs: Sequence[tuple[Callable, Any, Sequence[tuple[int, int]]]],
   abstract_batch: Callable[[int, int], dict],
-  shapes: Sequence[tuple[int, int]],
   row_multiple: int,
   by_row: Sharding,
-) -> dict[int, Callable]:
-  """Compiles a step for each (rows, length in samples), keyed by length.
+) -> list[dict[int, Callable]]:
+  """Compiles programs for each shape of their batches, all at once.
 
-  `abstract_batch(rows, length)` gives the shapes and types of its batch.
+  Args:
+    programs: (jitted, shapes and types of what it takes before a batch, shapes
+      of its batches as (rows, length in samples)).
+    abstract_batch: of rows and length; gives shapes and types of a batch.
+    row_multiple: that rows are rounded up to.
+    by_row: how batches are placed.
+
+  Returns:
+    Of each of `programs`, what it became, keyed by length.
   """
   with ThreadPoolExecutor() as pool:
     before = time.monotonic()
     pending = {}
-    for rows, length in shapes:
-      rows = -(-rows // row_multiple) * row_multiple
-      # Each is traced while those before it compile.
-      lowered = step.lower(
-        abstract_state, abstract(abstract_batch(rows, length), by_row)
-      )
-      pending[pool.submit(lowered.compile)] = rows, length
-    compiled = {}
-    for done in as_completed(pending):
-      rows, length = pending[done]
-      compiled[length] = done.result()
+    for i, (jitted, first, shapes) in enumerate(programs):
+      for rows, length in shapes:
+        rows = -(-rows // row_multiple) * row_multiple
+        # Each is traced while those before it compile.
+        lowered = jitted.lower(
+          first, abstract(abstract_batch(rows, length), by_row)
+        )
+        pending[pool.submit(lowered.compile)] = i, rows, length
+    compiled: list[dict[int, Callable]] = [{} for _ in programs]
+    for count, done in enumerate(as_completed(pending), 1):
+      i, rows, length = pending[done]
+      compiled[i][length] = done.result()
       _log.info(
-        "compiled %d of %d shapes: %d x %.4g s, after %.1f s",
-        len(compiled),
-        len(shapes),
+        "compiled %d of %d programs: %s of %d x %.4g s, after %.1f s",
+        count,
+        len(pending),
+        programs[i][0].__name__,
         rows,
         length / SAMPLE_RATE,
         time.monotonic() - before,

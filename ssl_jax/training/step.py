@@ -136,7 +136,7 @@ def make_train_step(
 
     def totals_of(params: Any, part: dict) -> dict:
       params = {"params": sharding.gather(mesh, params)}
-      with sharding.spread(mesh):
+      with sharding.suit(mesh):
         return objective.apply(params, part, key, state["update"])
 
     def loss_of(totals: dict) -> jax.Array:

@@ -1,0 +1,177 @@
+"""Kernels of accelerators against the plain functions, interpreted on a CPU."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.models import attention
+from ssl_jax.models.dropout import dropout, key_words, row_keys
+from ssl_jax.models.gelu import gelu
+from ssl_jax.models.kernels import (
+  attention_gpu,
+  attention_tpu,
+  norm_gpu,
+  stem_gpu,
+)
+from ssl_jax.models.norm import layer_norm
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+  """Both sides then differ by rounding alone."""
+  with jax.default_matmul_precision("float32"):
+    yield
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def words_of(*rows):
+  return key_words(row_keys(jax.random.key(7), jnp.array(rows)))
+
+
+def assert_same(kernel, plain, *arguments, dy=None, atol=2e-6):
+  """Results and gradients, relative to the largest of each."""
+  found, transpose = jax.vjp(jax.jit(kernel), *arguments)
+  expected, plain_transpose = jax.vjp(jax.jit(plain), *arguments)
+  dy = normal(99, *expected.shape) if dy is None else dy
+  pairs = [(found, expected), *zip(transpose(dy), plain_transpose(dy))]
+  for ours, theirs in pairs:
+    theirs = np.asarray(theirs)
+    scale = max(np.abs(theirs).max(), 1e-6)
+    np.testing.assert_allclose(ours, theirs, atol=atol * scale, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [attention_gpu, attention_tpu])
+@pytest.mark.parametrize(
+  ("time", "frames", "rate"),
+  [(100, (100, 37), 0.3), (64, (64, 1), 0.0), (130, (128, 65), 0.1)],
+)
+def test_attention(kernel, time, frames, rate):
+  frames, words = jnp.array(frames), words_of(3, 4)
+  heads = jnp.array([2, 5])  # Of a layer cut between devices.
+  packed = normal(0, 2, time, 3, 2, 24)
+  real = (jnp.arange(time) < frames[:, None])[..., None, None]
+  # What later layers make of frames past a clip's end has no gradient.
+  dy = jnp.where(real, normal(1, 2, time, 2, 24), 0)
+
+  def run(packed):
+    out = kernel.attention(packed, frames, words, heads, rate, interpret=True)
+    return jnp.where(real, out, 0)
+
+  def plain(packed):
+    out = attention.plain(packed, frames, words, heads, rate)
+    return jnp.where(real, out, 0)
+
+  assert_same(run, plain, packed, dy=dy, atol=5e-6)
+
+
+@pytest.mark.parametrize(("time", "width"), [(21, 24), (64, 64), (40, 96)])
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_add_norm(time, width, rate):
+  words = words_of(1, 2, 3)
+  shape = (3, time, width)
+
+  def run(x, y, y_bias, scale, bias):
+    return norm_gpu.add_norm(
+      x, y, y_bias, scale, bias, words, rate, 1, interpret=True
+    )
+
+  def plain(x, y, y_bias, scale, bias):
+    return layer_norm(x + dropout(y + y_bias, rate, words, 1), scale, bias)
+
+  vectors = (normal(seed, width) for seed in range(2, 5))
+  assert_same(run, plain, normal(0, *shape), normal(1, *shape), *vectors)
+
+
+@pytest.mark.parametrize("time", [5, 32, 531])
+def test_first_layer(time):
+  windows = normal(0, 2, time, 11)
+
+  def plain(kernel):
+    return gelu(jnp.einsum("bti,bic->btc", windows, kernel))
+
+  run = functools.partial(stem_gpu.first_layer, windows, interpret=True)
+  assert_same(run, plain, normal(1, 2, 11, 128))
+
+
+def test_layer_norm_equals_torch():
+  torch = pytest.importorskip("torch")
+  x, scale, bias, dy = normal(0, 5, 32), normal(1, 32), normal(2, 32), None
+  dy = normal(3, 5, 32)
+  found, transpose = jax.vjp(layer_norm, x, scale, bias)
+  theirs = [torch.tensor(np.asarray(v), requires_grad=True) for v in (x, scale)]
+  theirs.append(torch.tensor(np.asarray(bias), requires_grad=True))
+  expected = torch.nn.functional.layer_norm(
+    theirs[0], (32,), theirs[1], theirs[2]
+  )
+  expected.backward(torch.tensor(np.asarray(dy)))
+  np.testing.assert_allclose(found, expected.detach(), atol=2e-6)
+  for ours, leaf in zip(transpose(dy), theirs):
+    np.testing.assert_allclose(ours, leaf.grad, atol=1e-5)
+
+
+def test_gelu_equals_scipy_and_its_derivative():
+  from scipy.stats import norm
+
+  x = np.linspace(-8, 8, 4001, dtype=np.float32)
+  exact = x.astype(np.float64)
+  np.testing.assert_allclose(gelu(x), exact * norm.cdf(exact), atol=6e-7)
+  slope = norm.cdf(exact) + exact * norm.pdf(exact)
+  np.testing.assert_allclose(
+    jax.vmap(jax.grad(gelu))(jnp.asarray(x)), slope, atol=6e-7
+  )
+
+
+# As if on GPUs, on a mesh of four devices: XLA cuts no kernel, shard_map does.
+ON_FOUR = """
+import jax, numpy as np
+import mesh_runs
+from ssl_jax.models import target
+from ssl_jax.models.kernels import attention_gpu, norm_gpu, stem_gpu
+from ssl_jax.training import calibrate, sharding
+
+def losses(mesh, kernels):
+  target.kernels = lambda: kernels
+  config = mesh_runs.settings("hubert", (1, 1, 1))
+  config.frontend.name, config.hubert.labels = "waveform", "noise"
+  update = calibrate.noise_step(config, mesh, 4, 6400)
+  return [
+    [float(update()[name]) for name in ("loss", "grad_norm", "param_norm")]
+    for _ in range(3)
+  ]
+
+expected = losses(sharding.make_mesh(devices=jax.devices()[:1]), "")
+for module, name, count in (
+  (attention_gpu, "attention", 5),
+  (norm_gpu, "add_norm", 8),
+  (stem_gpu, "first_layer", 2),
+):
+  def interpreted(*arguments, kernel=getattr(module, name), count=count):
+    return kernel(*arguments[:count], True)
+  setattr(module, name, interpreted)
+found = losses(sharding.make_mesh((2, 1, 2)), "gpu")
+np.testing.assert_allclose(found, expected, rtol=2e-5)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_on_a_mesh_train_the_same_model():
+  done = subprocess.run(
+    [sys.executable, "-c", ON_FOUR],
+    env=os.environ
+    | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
