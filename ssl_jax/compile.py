@@ -7,8 +7,8 @@
 Says whether the step fits the chips' memory, what it sends between them, and
 how fast it could be at best. The step is that of the longest bucket, the batch
 as large as config.batch.seconds; minutes of compilation on a CPU host. Needs
-`pip install 'ssl_jax[tpu]'`. XLA counts a loop's body once: the bytes of memory
-traffic are too few with encoder.scan_layers or microbatches. The last line on
+`pip install 'ssl_jax[tpu]'`. XLA counts a loop's body once: its own counts,
+xla_*, are too few with encoder.scan_layers or microbatches. The last line on
 stdout is a JSON object.
 """
 

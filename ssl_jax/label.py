@@ -94,14 +94,15 @@ def main() -> dict:
   sources = _open(config)
   if _KM.value:
     fairseq.check_files(sources)
+  by_row = sharding.by_row(sharding.make_mesh())
   header = corpus.label_corpus(
     config,
     sources,
-    states,
+    sharding.suited(by_row, states),
     _CLUSTERS.value,
     {"layer": layer, "checkpoint": origin},
     folder,
-    sharding.by_row(sharding.make_mesh()),
+    by_row,
   )
   if _KM.value:
     fairseq.export_labels(folder, sources)

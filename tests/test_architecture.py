@@ -37,7 +37,7 @@ ALLOWED = {
   },
 }
 # Small modules any package may import; they import no package.
-SHARED = {"config", "errors", "files", "overrides", "validation"}
+SHARED = {"config", "errors", "files", "host", "overrides", "validation"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

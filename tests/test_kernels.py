@@ -98,11 +98,11 @@ def test_add_norm(time, width, rate):
 def test_first_layer(time):
   windows = normal(0, 2, time, 11)
 
-  def plain(kernel):
+  def plain(windows, kernel):
     return gelu(jnp.einsum("bti,bic->btc", windows, kernel))
 
-  run = functools.partial(stem_gpu.first_layer, windows, interpret=True)
-  assert_same(run, plain, normal(1, 2, 11, 128))
+  run = functools.partial(stem_gpu.first_layer, interpret=True)
+  assert_same(run, plain, windows, normal(1, 2, 11, 128))
 
 
 def test_layer_norm_equals_torch():
@@ -141,11 +141,11 @@ from ssl_jax.models import target
 from ssl_jax.models.kernels import attention_gpu, norm_gpu, stem_gpu
 from ssl_jax.training import calibrate, sharding
 
-def losses(mesh, kernels):
+def losses(mesh, kernels, rows=4):
   target.kernels = lambda: kernels
   config = mesh_runs.settings("hubert", (1, 1, 1))
   config.frontend.name, config.hubert.labels = "waveform", "noise"
-  update = calibrate.noise_step(config, mesh, 4, 6400)
+  update = calibrate.noise_step(config, mesh, rows, 6400)
   return [
     [float(update()[name]) for name in ("loss", "grad_norm", "param_norm")]
     for _ in range(3)
@@ -160,15 +160,69 @@ for module, name, count in (
   def interpreted(*arguments, kernel=getattr(module, name), count=count):
     return kernel(*arguments[:count], True)
   setattr(module, name, interpreted)
-found = losses(sharding.make_mesh((2, 1, 2)), "gpu")
-np.testing.assert_allclose(found, expected, rtol=2e-5)
+mesh = sharding.make_mesh((2, 1, 2))
+np.testing.assert_allclose(losses(mesh, "gpu"), expected, rtol=2e-5)
+losses(mesh, "gpu", rows=2)  # Fewer rows than devices.
 """
+
+
+# Validation and frozen encoders on four TPUs, as far as MLIR.
+FOR_TPUS = """
+import functools
+import jax, jax.numpy as jnp
+import mesh_runs
+from ssl_jax.models import target
+from ssl_jax.models.backbone import Backbone
+from ssl_jax.objectives import make_objective
+from ssl_jax.training import optimizer, sharding, step
+
+target.kernels = lambda: "tpu"
+config = mesh_runs.settings("hubert", (1, 1, 1))
+config.hubert.labels = "noise"
+mesh = sharding.make_mesh()
+objective = make_objective(config, jnp.float32)
+state = jax.eval_shape(
+  lambda: step.init_state(objective, optimizer.make_optimizer(config), config)
+)
+by_row = sharding.by_row(mesh)
+batch = step.abstract_batch(config, 4, 6400)
+
+def lower(function, placed, *arguments):
+  jitted = jax.jit(function, in_shardings=placed)
+  text = jitted.trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+  assert "tpu_custom_call" in text
+
+valid_step = step.make_valid_step(objective, config, mesh)
+lower(valid_step, (None, by_row), state["params"], batch)
+
+backbone = Backbone(config, jnp.float32)
+waveform = jax.ShapeDtypeStruct((4, 6400), jnp.float32)
+params = jax.eval_shape(
+  backbone.init, jax.random.key(0), waveform, batch["length"]
+)
+params = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+states = functools.partial(backbone.apply, params)
+lower(
+  sharding.suited(by_row, lambda *x: states(*x).hidden),
+  by_row,
+  waveform,
+  batch["length"],
+)
+"""
+
+
+def test_frozen_models_lower_for_several_tpus():
+  run_on_four(FOR_TPUS)
 
 
 @pytest.mark.slow
 def test_kernels_on_a_mesh_train_the_same_model():
+  run_on_four(ON_FOUR)
+
+
+def run_on_four(program):
   done = subprocess.run(
-    [sys.executable, "-c", ON_FOUR],
+    [sys.executable, "-c", program],
     env=os.environ
     | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
     capture_output=True,

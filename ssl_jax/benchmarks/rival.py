@@ -3,10 +3,11 @@
 On a GPU with bfloat16 autocast and torch.compile; attention is torch's fused
 one (SDPA) everywhere. Clips fill their batch, so that no mask of padding keeps
 the fused attention from its fastest path, and the head sees masked frames only:
-what a careful user of transformers would write.
+what a careful user of transformers would write. Nothing of JAX is imported.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,7 @@ import transformers
 from ml_collections import ConfigDict
 from torch.nn import functional
 
-from ssl_jax import num_frames
 from ssl_jax.benchmarks.sides import Subject
-from ssl_jax.interop import hf_layout
-from ssl_jax.signal.spans import sample_spans
 
 _PEAK_REPEATS = 5
 _REPEATS = 10  # On a GPU.
@@ -29,10 +27,10 @@ _REPEATS = 10  # On a GPU.
 class Pretraining(torch.nn.Module):
   """HuBERT around a HubertModel: (waveform, mask, labels) -> loss."""
 
-  def __init__(self, config: ConfigDict):
+  def __init__(self, config: ConfigDict, architecture: dict[str, Any]):
     super().__init__()
     self.config = config
-    self.model = hubert(config)
+    self.model = hubert(architecture)
     width, final = config.encoder.hidden_size, config.hubert.final_dim
     self.final_proj = torch.nn.Linear(width, final)
     (clusters,) = config.hubert.clusters
@@ -62,23 +60,31 @@ class Pretraining(torch.nn.Module):
     return loss + config.objective.feature_penalty * penalty
 
 
-def hubert(config: ConfigDict) -> transformers.HubertModel:
-  """The architecture of a config, with fresh weights."""
-  flat = {}
-  for key, (ours, _) in hf_layout.KEYS.items():
-    section, name = ours.split(".")
-    flat[key] = config[section][name]
+def hubert(architecture: dict[str, Any]) -> transformers.HubertModel:
+  """With fresh weights, of the arguments of a HubertConfig."""
   return transformers.HubertModel(
-    transformers.HubertConfig(
-      **hf_layout.FIXED, **flat, attn_implementation="sdpa"
-    )
+    transformers.HubertConfig(**architecture, attn_implementation="sdpa")
   )
 
 
-def step(config: ConfigDict, rows: int, length: int) -> Subject:
-  """One update: forward, backward, clipping, AdamW."""
+def step(
+  config: ConfigDict,
+  architecture: dict[str, Any],
+  rows: int,
+  length: int,
+  masked: np.ndarray,
+  cache: str | None = None,
+) -> Subject:
+  """One update: forward, backward, clipping, AdamW.
+
+  `masked` [M] are indices of the masked of B T frames; `cache` is a folder for
+  what torch.compile makes.
+  """
+  if cache:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
+    os.environ["TRITON_CACHE_DIR"] = f"{cache}/triton"
   device = _device()
-  model = Pretraining(config).to(device).train()
+  model = Pretraining(config, architecture).to(device).train()
   optimizer = torch.optim.AdamW(
     model.parameters(),
     lr=config.optimizer.learning_rate,
@@ -87,7 +93,9 @@ def step(config: ConfigDict, rows: int, length: int) -> Subject:
     weight_decay=config.optimizer.weight_decay,
     fused=True,
   )
-  mask, labels = masked_labels(config, rows, length, device)
+  mask = torch.from_numpy(masked).to(device)
+  (clusters,) = config.hubert.clusters
+  labels = torch.randint(clusters, mask.shape, device=device)
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
@@ -105,10 +113,12 @@ def step(config: ConfigDict, rows: int, length: int) -> Subject:
   return _subject(update)
 
 
-def stem(config: ConfigDict, rows: int, length: int) -> Subject:
+def stem(
+  config: ConfigDict, architecture: dict[str, Any], rows: int, length: int
+) -> Subject:
   """The stem, forwards and backwards to its parameters."""
   device = _device()
-  model = hubert(config).feature_extractor.to(device).train()
+  model = hubert(architecture).feature_extractor.to(device).train()
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
@@ -122,10 +132,12 @@ def stem(config: ConfigDict, rows: int, length: int) -> Subject:
   return _subject(gradient)
 
 
-def probe(config: ConfigDict, rows: int, length: int) -> Subject:
+def probe(
+  config: ConfigDict, architecture: dict[str, Any], rows: int, length: int
+) -> Subject:
   """All hidden states of a frozen encoder."""
   device = _device()
-  model = hubert(config).to(device).eval()
+  model = hubert(architecture).to(device).eval()
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
@@ -135,26 +147,6 @@ def probe(config: ConfigDict, rows: int, length: int) -> Subject:
     return torch.stack(hidden)
 
   return _subject(states)
-
-
-def masked_labels(
-  config: ConfigDict, rows: int, length: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-  """Indices of masked frames, as our training masks, and random labels."""
-  import jax
-
-  masking, frames = config.masking, num_frames(length)
-  mask = sample_spans(
-    jax.random.split(jax.random.key(0), rows),
-    np.full(rows, frames),
-    frames,
-    masking.mask_prob,
-    masking.mask_length,
-    masking.min_masks,
-  )
-  where = torch.from_numpy(np.flatnonzero(np.asarray(mask))).to(device)
-  (clusters,) = config.hubert.clusters
-  return where, torch.randint(clusters, where.shape, device=device)
 
 
 def _device() -> torch.device:

@@ -138,7 +138,6 @@ def _serve(end: Connection, maker: str, arguments: dict[str, Any]) -> None:
     pass
   except Exception as error:
     end.send(("failed", f"{type(error).__name__}: {error}"))
-    raise
   finally:
     # Neither library's threads outlive what is measured.
     sys.stdout.flush()

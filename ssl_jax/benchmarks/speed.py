@@ -10,14 +10,17 @@ import tempfile
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import SAMPLE_RATE, num_frames
 from ssl_jax.benchmarks import sides, work
 from ssl_jax.benchmarks.sides import OURS, THEIRS
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
+from ssl_jax.interop import hf_layout
+from ssl_jax.signal.spans import sample_spans
 
 
 def run(
@@ -40,8 +43,8 @@ def run(
     rounds: of which medians are reported.
 
   Returns:
-    For compile: ours {cold_seconds, warm_seconds}, without and with programs
-    compiled before; theirs {cold_seconds}; ratio, of theirs to ours when cold.
+    For compile: ours, theirs: {cold_seconds, warm_seconds}, without and with
+    programs compiled before; ratio, of theirs to ours when cold.
     Else ours, theirs: {seconds, audio_seconds_per_second, flops_per_second,
     mfu, peak_memory_bytes, first_seconds ...}; ratio (of audio a second, ours
     over theirs), mfu, peak_memory_bytes: ours. The peak of which mfu is the
@@ -75,7 +78,10 @@ def run(
         raise UserError(
           f"--against=hf needs {library}: pip install 'ssl_jax[test]'"
         )
-    makers[THEIRS] = (f"ssl_jax.benchmarks.rival:{work_name}", given)
+    theirs = given | {"architecture": _architecture(config)}
+    if work_name == "step":
+      theirs["masked"] = _masked(config, rows, given["length"])
+    makers[THEIRS] = (f"ssl_jax.benchmarks.rival:{work_name}", theirs)
   if what == "compile":
     return _run_compile(makers, rounds, rows, seconds)
   found = sides.compare(makers, rounds)
@@ -101,6 +107,29 @@ def run(
   return result
 
 
+def _architecture(config: ConfigDict) -> dict[str, Any]:
+  """As arguments of transformers' HubertConfig."""
+  flat = dict(hf_layout.FIXED)
+  for key, (ours, _) in hf_layout.KEYS.items():
+    section, name = ours.split(".")
+    flat[key] = config[section][name]
+  return flat
+
+
+def _masked(config: ConfigDict, rows: int, length: int) -> np.ndarray:
+  """Indices of the masked of B T frames, as our training masks. int64 [M]."""
+  masking, frames = config.masking, num_frames(length)
+  mask = sample_spans(
+    jax.random.split(jax.random.key(0), rows),
+    np.full(rows, frames),
+    frames,
+    masking.mask_prob,
+    masking.mask_length,
+    masking.min_masks,
+  )
+  return np.flatnonzero(np.asarray(mask))
+
+
 def _run_compile(
   makers: dict[str, tuple[str, dict[str, Any]]],
   rounds: int,
@@ -111,10 +140,8 @@ def _run_compile(
   for _ in tqdm(range(rounds), desc="measuring", disable=None):
     for side, (maker, given) in makers.items():
       with tempfile.TemporaryDirectory() as cache:
-        ours = side == OURS
-        if ours:
-          given = given | {"cache": cache}
-        for kind in ("cold", "warm") if ours else ("cold",):
+        given = given | {"cache": cache}
+        for kind in ("cold", "warm"):
           spent = sides.first_seconds(side, maker, given)
           taken[side].setdefault(f"{kind}_seconds", []).append(spent)
   found = {

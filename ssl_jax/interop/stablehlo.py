@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.models import target
+
 _PROGRAM = "encoder.jaxexport"
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -33,10 +35,12 @@ def write(
   def encode(waveform: jax.Array, length: jax.Array) -> jax.Array:
     return states(waveform, length).astype(jnp.float32)
 
-  exported = jax.export.export(encode, platforms=_PLATFORMS)(
-    jax.ShapeDtypeStruct((rows, samples), jnp.float32),
-    jax.ShapeDtypeStruct((rows,), jnp.int32),
-  )
+  # As for a CPU: kernels are of one platform and of fixed shapes.
+  with target.tracing_for("cpu"):
+    exported = jax.export.export(encode, platforms=_PLATFORMS)(
+      jax.ShapeDtypeStruct((rows, samples), jnp.float32),
+      jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
   (folder / _PROGRAM).write_bytes(exported.serialize())
   (folder / "encoder.json").write_text(json.dumps(facts, indent=2) + "\n")
   (folder / "README.md").write_text(_README)

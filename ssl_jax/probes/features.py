@@ -27,6 +27,7 @@ from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 from ssl_jax.labelling import frames
+from ssl_jax.training import sharding
 
 _SYNC_BATCHES = 20  # What a kill may undo.
 _HASHED_CLIPS = 64  # Whose audio tells corpora of the same names apart.
@@ -132,11 +133,12 @@ def extract(
     delay=1,
     disable=None,
   ) as bar:
+    frames_of = _frames_of(encoder, config.features.normalize, pooled)
     batches = frames.each_batch(
       settings,
       source,
       pieces,
-      _frames_of(encoder, config.features.normalize, pooled),
+      sharding.suited(by_row, frames_of),
       by_row,
       start,
     )

@@ -22,6 +22,7 @@ from ssl_jax.data.source import AudioFiles, report_skipped
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 from ssl_jax.labelling.frames import each_batch
+from ssl_jax.training import sharding
 from ssl_jax.training.encoder import PADDED, Encoder
 
 FORMATS = ("npz", "npy", "parquet")
@@ -258,7 +259,7 @@ def _each_clip(
   parts: list[np.ndarray] = []  # So far, of the clip that comes in pieces.
   previous = -1
   for found, _, frames, real in each_batch(
-    config, source, plan, frames_of, by_row
+    config, source, plan, sharding.suited(by_row, frames_of), by_row
   ):
     for clip, row, n in zip(found.tolist(), frames, real.tolist()):
       if clip < 0:

@@ -116,7 +116,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     donate_argnums=0,
   )
   valid_step = jax.jit(
-    step_lib.make_valid_step(objective, config),
+    step_lib.make_valid_step(objective, config, mesh),
     in_shardings=(placed["params"], by_row),
     out_shardings=replicated,
   )

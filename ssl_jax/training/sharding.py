@@ -161,7 +161,7 @@ def suit(mesh: Mesh) -> Iterator[None]:
       P("tensor"),
       P(*_ROWS, None, "tensor", None),
     ),
-    "FirstLayer": (rows,) * 3,
+    "FirstLayer": (rows,) * 3,  # Or _ROWS, where there are too few.
     "AddNorm": (_ROWS, _ROWS, P(), P(), P(), _ROWS, _ROWS),
   }
 
@@ -179,7 +179,10 @@ def suit(mesh: Mesh) -> Iterator[None]:
     if name in _SPREAD and mesh.size > 1:
       return place(function(*place(args), **kwargs))
     if name in kernels and mesh.size > 1 and target.kernels():
-      *in_specs, out_specs = kernels[name]
+      specs = kernels[name]
+      if name == "FirstLayer" and args[0].shape[0] % mesh.size:
+        specs = (_ROWS,) * 3
+      *in_specs, out_specs = specs
       function = jax.shard_map(
         function,
         mesh=mesh,
@@ -189,8 +192,22 @@ def suit(mesh: Mesh) -> Iterator[None]:
       )
     return function(*args, **kwargs)
 
-  with target.tracing_for(platform), nn.intercept_methods(call):
+  device = mesh.devices.flat[0]
+  with (
+    target.tracing_for(platform, device.device_kind),
+    nn.intercept_methods(call),
+  ):
     yield
+
+
+def suited(by_row: NamedSharding, function: Callable) -> Callable:
+  """A function of a batch placed `by_row`, traced to suit its devices."""
+
+  def call(*batch: jax.Array) -> Any:
+    with suit(by_row.mesh):
+      return function(*batch)
+
+  return call
 
 
 def spec(path: str, shape: tuple[int, ...], fsdp: int, tensor: int) -> P:
@@ -246,7 +263,7 @@ def compile_shapes(
   Returns:
     Of each of `programs`, what it became, keyed by length.
   """
-  with ThreadPoolExecutor() as pool:
+  with ThreadPoolExecutor() as pool, _cancelling(pool):
     before = time.monotonic()
     pending = {}
     for i, (jitted, first, shapes) in enumerate(programs):
@@ -271,6 +288,16 @@ def compile_shapes(
         time.monotonic() - before,
       )
   return compiled
+
+
+@contextlib.contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
+  """An error or an interrupt does not wait for what has not begun."""
+  try:
+    yield
+  except BaseException:
+    pool.shutdown(wait=False, cancel_futures=True)
+    raise
 
 
 def put(batch: dict, mesh: Mesh) -> dict:

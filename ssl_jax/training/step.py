@@ -172,18 +172,21 @@ def make_train_step(
 
 
 def make_valid_step(
-  objective: nn.Module, config: ConfigDict
+  objective: nn.Module, config: ConfigDict, mesh: Mesh | None = None
 ) -> Callable[[Any, dict], dict]:
   """Returns `step(params, batch) -> {term: (total, count)}`, without dropout.
 
   `rows` of a validation batch identify the clips, so that a clip keeps its
-  mask in whatever batch it stands.
+  mask in whatever batch it stands. It runs on `mesh`; None: JAX's default
+  device.
   """
+  mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
 
   def valid_step(params: Any, batch: dict) -> dict:
     inputs = prepare(objective, config, batch, _key(_VALID_SEED, _VALID))
     counts = _floats(objective.counts(inputs))
-    totals = objective.apply({"params": params}, inputs, None, 0)
+    with sharding.suit(mesh):
+      totals = objective.apply({"params": params}, inputs, None, 0)
     return {name: (totals[name], counts[name]) for name in counts}
 
   return valid_step

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from ssl_jax.models.gelu import slope
 from ssl_jax.models.kernels.gpu_math import gelu, gelu_slope
 
 _FRAMES, _CHANNELS = 32, 128  # Of a block.
@@ -24,10 +25,7 @@ _WINDOW = 16  # What a window is padded to: the least that is multiplied.
 def first_layer(
   windows: jax.Array, kernel: jax.Array, interpret: bool = False
 ) -> jax.Array:
-  """gelu(windows kernel). [B, T, W], [B, W, C] -> [B, T, C]; W up to 16.
-
-  No gradient is made of the windows.
-  """
+  """gelu(windows kernel). [B, T, W], [B, W, C] -> [B, T, C]; W up to 16."""
   batch, time, _ = windows.shape
   channels = kernel.shape[-1]
   return pl.pallas_call(
@@ -85,7 +83,10 @@ def _backward(interpret: bool, saved: tuple, d_out: jax.Array) -> tuple:
     name="stem_first_layer_backward",
   )(windows, kernel, d_out)
   d_kernel = sums.sum(axis=1)[:, :width].astype(kernel.dtype)
-  return jnp.zeros_like(windows), d_kernel
+  # By XLA, which leaves it out of training: nothing is learned from it there.
+  d_products = d_out * slope(jnp.matmul(windows, kernel).astype(jnp.float32))
+  d_windows = jnp.matmul(d_products, kernel.swapaxes(1, 2).astype(jnp.float32))
+  return d_windows.astype(windows.dtype), d_kernel
 
 
 first_layer.defvjp(_forward, _backward)
