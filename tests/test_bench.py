@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax.benchmarks import data, memory
+from ssl_jax.benchmarks import data, memory, sides, speed
+from ssl_jax.errors import UserError
+from ssl_jax.training.step import num_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +67,66 @@ def test_memory_is_watched_over_the_read(monkeypatch):
   assert mb["first"] <= mb["most"] and mb["last"] <= mb["most"]
   assert 0 <= result["growth"] < 0.5
   assert "at most" in memory.table(result)
+
+
+def sleeper(seconds, repeats=1):
+  """A side whose work takes so long."""
+  return sides.Subject(
+    lambda times: time.sleep(seconds * times), lambda: 7, dict, repeats
+  )
+
+
+def test_sides_are_measured_in_turn_each_in_its_process():
+  makers = {
+    "ours": ("test_bench:sleeper", {"seconds": 0.02, "repeats": 5}),
+    "theirs": ("test_bench:sleeper", {"seconds": 0.1}),
+  }
+  found = sides.compare(makers, 3)
+  assert 0.02 <= found["ours"]["seconds"] < 0.08 < found["theirs"]["seconds"]
+  assert len(found["ours"]["seconds_of_rounds"]) == 3
+  assert found["ours"]["peak_memory_bytes"] == 7
+  with pytest.raises(UserError, match="ours could not be measured: TypeError"):
+    sides.compare({"ours": ("test_bench:sleeper", {})}, 1)
+
+
+def test_speed_is_of_the_same_flops_and_the_faster_peak(monkeypatch):
+  made = {"ours": (0.5, 8e9), "theirs": (1.5, 1e10)}
+
+  def compare(makers, rounds):
+    assert "masked" in makers["theirs"][1]
+    return {
+      side: {
+        "seconds": made[side][0],
+        "matmul_flops_per_second": made[side][1],
+        "peak_memory_bytes": 5,
+        "first_seconds": 1.0,
+        "library": side,
+        "dtype": "float32",
+        "device": "cpu",
+      }
+      for side in makers
+    }
+
+  monkeypatch.setattr(sides, "compare", compare)
+  result = speed.run("step", config_lib.base(), "hf", 2, 1.0, 3)
+  assert result["ratio"] == 3.0 and result["peak_memory_bytes"] == 5
+  assert result["mfu"] == pytest.approx(result["flops"] / 0.5 / 1e10)
+  assert result["ours"]["audio_seconds_per_second"] == 4.0
+  assert "3.00 x theirs" in speed.table(result)
+  with pytest.raises(UserError, match="HuBERT on waveforms"):
+    config = config_lib.base()
+    config.frontend.name = "logmel"
+    speed.run("step", config, "", 2, 1.0, 3)
+
+
+def test_the_rival_is_the_same_model():
+  from ssl_jax.benchmarks import rival
+
+  config = config_lib.base()
+  config.hubert.clusters = config.hubert.clusters[:1]
+  theirs = rival.Pretraining(config, speed._architecture(config))
+  count = sum(parameter.numel() for parameter in theirs.parameters())
+  assert count == num_params(config)
 
 
 @pytest.mark.parametrize(
