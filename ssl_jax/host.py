@@ -1,5 +1,6 @@
 """What is set of a process before JAX starts in it."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -15,9 +16,14 @@ def prepare() -> None:
   """Keeps compiled programs for the next process and memory for the next step.
 
   Compiled programs lie in ~/.cache/ssl_jax/compiled, or where
-  JAX_COMPILATION_CACHE_DIR says.
+  JAX_COMPILATION_CACHE_DIR says; nowhere, if that cannot be written.
   """
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled()))
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = _compiled()
+    with contextlib.suppress(OSError):
+      folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
   if not _has_accelerator():
     keep_freed_memory()
 
@@ -54,5 +60,6 @@ def _compiled() -> Path:
   except OSError:
     kind = platform.processor()
   name = hashlib.sha256(kind.encode()).hexdigest()[:12]
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  # Not Path.home(), which fails for users without one, as containers have.
+  cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return Path(cache) / "ssl_jax" / "compiled" / name
