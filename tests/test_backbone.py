@@ -248,3 +248,14 @@ def test_stem_in_segments_equals_whole(norm, size):
       jax.tree.leaves(transpose(dy)), jax.tree.leaves(expected_grads)
     ):
       np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), rtol=0)
+
+
+def test_an_offset_of_the_microphone_changes_nothing_in_bfloat16():
+  waveform, length = speech(8_000, 6_000)
+  stem = WaveformStem("group", False, jnp.bfloat16)
+  params = jax.jit(stem.init)(jax.random.key(0), waveform, length)
+  found, expected = (
+    np.asarray(jax.jit(stem.apply)(params, x, length), np.float32)[0]
+    for x in (waveform + 0.3 * waveform.std() + 0.1, waveform)
+  )
+  assert np.abs(found - expected).max() < 0.02 * expected.std()
