@@ -119,6 +119,7 @@ def test_costs_equal_xla(size, frontend, objective, gelu_is_one_operation):
   model = make_objective(config, jnp.float32)
   adam = optimizer.make_optimizer(config)
   state = jax.eval_shape(lambda: step.init_state(model, adam, config))
+  # 248 frames: the encoder pads to a multiple of 8, which XLA would count.
   batch = step.abstract_batch(config, 1, 79_440)
   inputs = jax.eval_shape(
     lambda batch: step.prepare(model, config, batch, jax.random.key(0)), batch

@@ -21,6 +21,7 @@ from flax import linen as nn
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
 from ssl_jax.models import target
+from ssl_jax.models.frontend import clip_moments
 from ssl_jax.models.gelu import gelu
 from ssl_jax.models.norm import EPSILON, Norm, layer_norm
 
@@ -62,7 +63,9 @@ class WaveformStem(nn.Module):
 
     if self.norm == "group":
       # The norm takes it away, but from bfloat16 not all of it.
-      waveform = waveform - _mean(waveform, length)
+      real = jnp.arange(waveform.shape[1]) < length[:, None]
+      mean, _ = clip_moments(waveform[..., None], real)
+      waveform = waveform - mean[..., 0]
     x = _segments(waveform, segments)  # [B segments, S']
     if self.norm == "group":
       # A bias would go with the mean that the norm takes away.
@@ -88,7 +91,7 @@ def fold_norm(
   kernel: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
   """The first convolution and a GroupNorm of a group a channel, as one.
 
   The norm's mean and variance are over the clip's own frames: torch's pool over
@@ -194,13 +197,6 @@ def _windows(waveform: jax.Array) -> jax.Array:
   # A window is two hops.
   hops = waveform[:, : (count + 1) * _HOP].reshape(-1, count + 1, _HOP)
   return jnp.concatenate([hops[:, :-1], hops[:, 1:]], axis=-1)
-
-
-def _mean(waveform: jax.Array, length: jax.Array) -> jax.Array:
-  """Over each clip's own samples. [B, S] -> [B, 1]."""
-  real = jnp.arange(waveform.shape[1]) < length[:, None]
-  total = jnp.where(real, waveform, 0).sum(axis=1, keepdims=True)
-  return total / jnp.maximum(1, length)[:, None]
 
 
 @functools.lru_cache

@@ -34,11 +34,10 @@ _CONDITION = re.compile(r"condition=%?([^\s,)}]+)")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*)$")
 _PLACED = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"%([\w.-]+)")
-# Name what is there, wait for it, or are counted by what they call.
+# Only name what is there.
 _FREE = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
   *("after-all", "partition-id", "replica-id"),
-  *("while", "conditional", "call"),
 )
 _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
