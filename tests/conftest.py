@@ -13,3 +13,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
   )
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--kills",
+    type=int,
+    default=4,
+    help="Of tests/torture: how often each kind of command is killed.",
+  )
