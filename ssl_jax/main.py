@@ -53,8 +53,10 @@ _PROCESS_ID = flags.DEFINE_integer(
 _PROCESS_TIMEOUT = flags.DEFINE_float(
   "process_timeout",
   300.0,
-  "Seconds without a sign of another process after which the run ends, to be "
-  "gone on with; to be longer than any evaluation batch or checkpoint.",
+  "Seconds without a sign of another process, or without audio that is waited "
+  "for, after which the run ends, to be gone on with; to be longer than reading "
+  "any batch and, of several processes, than any evaluation batch, checkpoint "
+  "or codebook takes.",
   1.0,
 )
 

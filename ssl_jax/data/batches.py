@@ -7,18 +7,27 @@ never what an update sees.
 import functools
 import logging
 import math
+import signal
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
+from ssl_jax.data import workers
 from ssl_jax.data.audio import DamagedAudio, change_speed
 from ssl_jax.data.labels import NO_LABEL, LabelSet
 from ssl_jax.data.plan import BatchPlan, Rows
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
+
+_STUCK = (
+  "no audio comes; is the disk of config.data still there, or one of "
+  "config.loader.num_workers stopped?"
+)
 
 
 def load_batch(
@@ -50,7 +59,8 @@ def load_batch(
     UserError: several clips of the batch, and none of them readable.
   """
   part = row_multiple, num_shards, shards
-  return _report(source, _load(source, rows, *part, labels))
+  with workers.waiting(_STUCK):
+    return _report(source, _load(source, rows, *part, labels))
 
 
 def make_iterator(
@@ -66,7 +76,7 @@ def make_iterator(
   num_threads: int,
   num_workers: int,
   prefetch: int,
-) -> grain.DatasetIterator:
+) -> "Batches":
   """Reads the batches of `num_updates` updates ahead, in order.
 
   Args:
@@ -99,9 +109,57 @@ def make_iterator(
   if num_workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # grain reads its own flags.
-    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers))
+    # Who clears up after killed workers would say so below the error.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers), _start_worker
+    )
   # Damage is reported here, not in the workers, to be told once.
-  return iter(batches.map(functools.partial(_report, source)))
+  return Batches(iter(batches.map(functools.partial(_report, source))))
+
+
+class Batches:
+  """What `make_iterator` returns: grain's iterator, with bounded patience."""
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self._iterator = iterator
+    self.get_state = iterator.get_state
+    self.set_state = iterator.set_state
+
+  def __iter__(self) -> "Batches":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """The next batch; a wait without end for it ends the process.
+
+    Raises:
+      UserError: a worker was lost, or memory is short.
+    """
+    try:
+      with workers.waiting(_STUCK):
+        return next(self._iterator)
+    except MemoryError as error:
+      raise UserError(
+        f"no memory is left to read audio ({error}); {workers.goes_on}, and "
+        "needs less with a lower config.loader.prefetch"
+      ) from error
+    except RuntimeError as error:
+      if "Worker process was terminated" in str(error):  # grain's words.
+        what = "a process of config.loader.num_workers"
+        raise workers.lost(what) from error
+      raise
+
+  def close(self) -> None:
+    """Ends threads and workers."""
+    with workers.waiting(_STUCK):
+      self._iterator.close()
+
+
+def _start_worker(*_: Any) -> None:
+  workers.end_with_parent()
+  # Sent to all processes, as SLURM does it, it is left to the parent as well,
+  # which needs batches until it has saved. grain has other means to end this.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _load(

@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from ssl_jax.data import audio
+from ssl_jax.data import audio, workers
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
@@ -76,10 +75,7 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
   todo = [i for i, path in enumerate(kept) if not path.exists()]
   if todo:
     with (
-      concurrent.futures.ProcessPoolExecutor(
-        min(len(todo), os.cpu_count() or 1),
-        multiprocessing.get_context("spawn"),
-      ) as pool,
+      workers.pool(min(len(todo), os.cpu_count() or 1)) as pool,
       tqdm(total=len(todo), desc="indexing", unit="file", disable=None) as bar,
     ):
       waiting = {

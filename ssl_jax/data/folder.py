@@ -10,7 +10,7 @@ import soundfile
 import tqdm
 from ml_collections import ConfigDict
 
-from ssl_jax.data import audio, source
+from ssl_jax.data import audio, source, workers
 from ssl_jax.errors import UserError
 
 SPLITS = ("train", "valid")
@@ -108,17 +108,24 @@ def _scan(
 
 def probe_all(paths: Sequence[str]) -> list[int | str]:
   """Lengths of files in samples at 16 kHz, or why one cannot be used."""
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(
-      tqdm.tqdm(
-        pool.map(_probe, paths),
-        desc="reading headers",
-        total=len(paths),
-        unit="file",
-        delay=1,  # Seconds before it shows.
-        disable=None,  # Where stderr is no terminal.
-      )
-    )
+  lengths = []
+  with (
+    workers.waiting("headers of audio cannot be read; is the disk there?") as (
+      moved
+    ),
+    concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
+  ):
+    for length in tqdm.tqdm(
+      pool.map(_probe, paths),
+      desc="reading headers",
+      total=len(paths),
+      unit="file",
+      delay=1,  # Seconds before it shows.
+      disable=None,  # Where stderr is no terminal.
+    ):
+      lengths.append(length)
+      moved()
+  return lengths
 
 
 def _probe(path: str) -> int | str:

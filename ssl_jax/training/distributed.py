@@ -5,9 +5,7 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,10 +16,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ssl_jax.data import workers
 from ssl_jax.errors import UserError
 
 _log = logging.getLogger("ssl_jax")
-_timeout_s = 300.0  # Of `join`.
 
 
 def join(
@@ -45,8 +43,7 @@ def join(
   Raises:
     UserError: the others did not come.
   """
-  global _timeout_s
-  _timeout_s = timeout_s
+  workers.timeout_s, workers.flag = timeout_s, "--process_timeout="
   if coordinator is None and not _is_one_of_many():
     return
   said = (
@@ -55,7 +52,7 @@ def join(
     "--coordinator and --num_processes"
   )
   # JAX's own deadline aborts, saying less.
-  late = threading.Timer(timeout_s, _give_up, (said,))
+  late = threading.Timer(timeout_s, workers.give_up, (said,))
   late.start()
   try:
     jax.distributed.initialize(
@@ -114,7 +111,7 @@ def first_alone(what: str) -> Iterator[None]:
 def meet(where: str) -> None:
   """Waits until every process is here, or `timeout_s` is over."""
   if many():
-    ocp.multihost.sync_global_processes(where, timeout=round(_timeout_s))
+    ocp.multihost.sync_global_processes(where, timeout=round(workers.timeout_s))
 
 
 @contextlib.contextmanager
@@ -124,43 +121,32 @@ def lost_processes(hint: str) -> Iterator[None]:
   A collective operation without one of its processes fails at once, or never
   ends, as the network has it: then no `beat` comes for `timeout_s`.
   """
-  if not many():
-    yield
-    return
-  beat()
-  over = threading.Event()
-  threading.Thread(target=_watch, args=(over, hint), daemon=True).start()
+  global _moved
+  before, workers.goes_on = workers.goes_on, hint
   try:
-    yield
+    if not many():
+      yield
+      return
+    # A little more than data is given, which has more to say.
+    said = "a process of the run is lost or stuck"
+    with workers.waiting(said, patience=1.1) as _moved:
+      yield
   except jax.errors.JaxRuntimeError as error:
+    if not many():
+      raise
     said = " ".join(str(error).split())[:200]
-    _give_up(f"a process of the run was lost ({said}); {hint}")
+    workers.give_up(f"a process of the run was lost ({said}); {hint}")
   finally:
-    over.set()
+    workers.goes_on = before
 
 
-_last_beat = 0.0
+def _moved() -> None:
+  """What `beat` calls."""
 
 
 def beat() -> None:
   """Says that the run goes on; `lost_processes` waits for it."""
-  global _last_beat
-  _last_beat = time.monotonic()
-
-
-def _watch(over: threading.Event, hint: str) -> None:
-  while not over.wait(min(1.0, _timeout_s / 4)):
-    if time.monotonic() - _last_beat > _timeout_s:
-      _give_up(
-        f"nothing has moved for --process_timeout={_timeout_s:g} s: a process "
-        f"of the run is lost or stuck; {hint}"
-      )
-
-
-def _give_up(message: str) -> None:
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  # Not sys.exit: what JAX does at exit would wait for the lost one.
-  os._exit(1)
+  _moved()
 
 
 class StopRequest:
