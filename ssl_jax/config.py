@@ -195,6 +195,9 @@ def base() -> ConfigDict:
   config.optimizer.eps = 1e-6
   config.optimizer.weight_decay = 0.01
   config.optimizer.clip_norm = 10.0  # Of the global gradient.
+  # Updates in a row that are skipped, as their loss or gradient is not finite;
+  # one more ends the run.
+  config.optimizer.max_skipped_updates = 10
 
   # One of the three, the others 0 or "". Setting one on the command line
   # clears the others.

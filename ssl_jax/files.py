@@ -1,8 +1,10 @@
 """Files that survive a kill: written whole or not at all, read up to a tear."""
 
 import contextlib
+import fcntl
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_jax.errors import UserError
+
+_TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -27,13 +31,54 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
   # Of this process: others may write the same file.
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  temporary = path.with_name(f"{path.name}.{os.getpid()}{_TORN}")
   data = content.encode() if isinstance(content, str) else content
-  with temporary.open("wb") as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  temporary.replace(path)
+  try:
+    with temporary.open("wb") as f:
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def alone(folder: Path, said: str) -> Iterator[None]:
+  """Keeps other processes from writing to a folder; clears what a kill left.
+
+  Args:
+    folder: made if it is not there.
+    said: the folder, as the user gave it.
+
+  Raises:
+    UserError: another process is at work there, or nobody can be.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("a+")
+  except OSError as error:
+    raise UserError(
+      f"{said} cannot be used ({error}): choose another"
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      lock.seek(0)
+      raise UserError(
+        f"{said}: {lock.read(100) or 'another process'} is at work there: wait "
+        "for it, or choose another"
+      ) from error
+    except OSError:
+      pass  # A file system without locks.
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    for torn in (*folder.glob(f"*{_TORN}"), *folder.glob(f"*/*{_TORN}")):
+      torn.unlink(missing_ok=True)
+    yield
 
 
 @contextlib.contextmanager

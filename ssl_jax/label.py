@@ -64,6 +64,7 @@ _FROM_KM = flags.DEFINE_string(
 def main() -> dict:
   """Labels the data of `--config`; returns the header, without the counts."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.files import alone
   from ssl_jax.labelling import corpus, fairseq, frames
   from ssl_jax.training import sharding
   from ssl_jax.training.encoder import load_encoder
@@ -76,7 +77,8 @@ def main() -> dict:
   if _FROM_KM.value:
     km = Path(_FROM_KM.value).expanduser()
     folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
-    return _said(folder, fairseq.import_labels(_open(config), km, folder))
+    with alone(folder, f"--workdir={folder}"):
+      return _said(folder, fairseq.import_labels(_open(config), km, folder))
   if layer == "mfcc":
     states, origin, beside = frames.mfcc_states, None, Path("runs")
   elif not layer.isdecimal():
@@ -95,17 +97,18 @@ def main() -> dict:
   if _KM.value:
     fairseq.check_files(sources)
   by_row = sharding.by_row(sharding.make_mesh())
-  header = corpus.label_corpus(
-    config,
-    sources,
-    sharding.suited(by_row, states),
-    _CLUSTERS.value,
-    {"layer": layer, "checkpoint": origin},
-    folder,
-    by_row,
-  )
-  if _KM.value:
-    fairseq.export_labels(folder, sources)
+  with alone(folder, f"--workdir={folder}"):
+    header = corpus.label_corpus(
+      config,
+      sources,
+      sharding.suited(by_row, states),
+      _CLUSTERS.value,
+      {"layer": layer, "checkpoint": origin},
+      folder,
+      by_row,
+    )
+    if _KM.value:
+      fairseq.export_labels(folder, sources)
   return _said(folder, header)
 
 

@@ -140,7 +140,7 @@ def test_finished_files_are_kept_and_others_made(encoder, audio, tmp_path):
   np.testing.assert_allclose(np.load(files[0])["features"], expected, atol=5e-5)
   with pytest.raises(UserError, match="features of another encoder, layer"):
     run(encoder, "1", [audio], out)
-  assert not [*out.rglob("*.tmp")]
+  assert not [*out.rglob("*tmp")]
 
 
 def test_three_lines_of_python(encoder, workdir):

@@ -167,7 +167,7 @@ def test_the_folder_is_as_described(folder):
     "crc32": zlib.crc32(content),
     "records_crc32": zlib.crc32((folder / "train.jsonl").read_bytes()),
   }
-  assert not [*folder.glob("*.part"), *folder.glob("*.tmp")]
+  assert not [*folder.glob("*.part"), *folder.glob("*tmp")]
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])

@@ -37,7 +37,7 @@ def draw_losses(workdir: Path) -> Path:
     label=f"healthy: {reference['run']}",
   )
   for split, style in (("train", "-"), ("valid", "o-")):
-    own = [x for x in lines if x["split"] == split]
+    own = [x for x in lines if x["split"] == split and x["loss"] is not None]
     if own:
       updates = [x["update"] for x in own]
       loss = [x["loss"] for x in own]
@@ -83,12 +83,14 @@ def curve(workdir: Path, run: str) -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
   """The table at the end of a run, from its JSON object."""
-  first, last = result["first_valid_loss"], result["valid_loss"]
+  first, last, best = (
+    "not finite" if result[key] is None else f"{result[key]:.4f}"
+    for key in ("first_valid_loss", "valid_loss", "best_valid_loss")
+  )
   speed = result["audio_seconds"] / max(1e-9, result["train_seconds"])
   mfu = "" if result["mfu"] is None else f", MFU {result['mfu']:.1%}"
   rows = {
-    "valid loss": f"{first:.4f} -> {last:.4f} "
-    f"(best {result['best_valid_loss']:.4f})",
+    "valid loss": f"{first} -> {last} (best {best})",
     "spent": f"{readable(result['flops'])}FLOP, {result['updates']:,} updates, "
     f"{result['audio_seconds'] / 3600:.3g} h of audio",
     "time": f"{result['wall_seconds']:.0f} s, of which training "

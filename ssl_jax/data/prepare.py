@@ -3,13 +3,9 @@
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE
-from ssl_jax.data import audio, records
+from ssl_jax import SAMPLE_RATE, files
+from ssl_jax.data import audio, records, workers
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
@@ -77,11 +73,7 @@ def prepare(
     if not (records.is_written(folder, i) and _skipped(folder, i).exists())
   ]
   with (
-    concurrent.futures.ProcessPoolExecutor(
-      num_workers,
-      multiprocessing.get_context("spawn"),
-      initializer=_end_with_parent,
-    ) as pool,
+    workers.pool(num_workers) as pool,
     tqdm(
       total=len(items),
       initial=len(items) - sum(len(shards[i]) for i in todo),
@@ -94,13 +86,9 @@ def prepare(
       pool.submit(_write, folder, shard, *_part(source, shards[shard])): shard
       for shard in todo
     }
-    try:
-      for done in concurrent.futures.as_completed(waiting):
-        done.result()
-        bar.update(len(shards[waiting[done]]))
-    except BaseException:
-      pool.shutdown(wait=False, cancel_futures=True)
-      raise
+    for done in concurrent.futures.as_completed(waiting):
+      done.result()
+      bar.update(len(shards[waiting[done]]))
   return _finish(folder, len(shards), skipped)
 
 
@@ -111,19 +99,7 @@ def alone(folder: Path) -> Iterator[None]:
   Raises:
     UserError: another writes there, or nobody can.
   """
-  path = folder / "prepare.lock"
-  with contextlib.ExitStack() as stack:
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(path.open("w"))
-    except OSError as error:
-      raise UserError(f"--out={folder} cannot be used ({error})") from error
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise UserError(
-        f"--out={folder}: another prepare writes there"
-      ) from error
+  with files.alone(folder, f"--out={folder}"):
     for part in (folder / "shards").glob("*.part"):
       part.unlink(missing_ok=True)
     for left in folder.glob(f"{UNPACKED}*"):
@@ -131,20 +107,9 @@ def alone(folder: Path) -> Iterator[None]:
     try:
       yield
     except BaseException:
-      if [*folder.iterdir()] == [path]:  # Nothing came of it.
-        path.unlink()
-        folder.rmdir()
+      if [*folder.iterdir()] == [folder / "lock"]:  # Nothing came of it.
+        shutil.rmtree(folder)
       raise
-
-
-def _end_with_parent() -> None:
-  """Else a worker of a killed run would go on writing."""
-
-  def wait() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
 
 
 def verify(folder: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ class Alarms:
     self._since: dict[str, list[int]] = {}  # Updates of the lines in a row.
     self._told: set[str] = set()
     for line in history:
-      if line["split"] == "train":
+      if line["split"] == "train" and line[objective.main] is not None:
         self.check(line["update"], line)
 
   def check(self, update: int, values: dict[str, Any]) -> dict[str, str]:

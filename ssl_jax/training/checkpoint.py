@@ -1,21 +1,37 @@
 """Checkpoints: asynchronous, atomic; the last few and the best are kept."""
 
+import json
+import logging
+import math
+import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.errors import UserError
+
+_log = logging.getLogger("ssl_jax")
+_SEALS = ("checksums", "crc32")  # In the counters, beside what they count.
+
+
+class DamagedCheckpoint(Exception):
+  """One that cannot be read, or is not what was saved; the message says why."""
 
 
 class Checkpoints:
   """The checkpoints of one workdir, one a saved update.
 
   Each holds `state`, a plain nested dict of arrays, and `counters`, a JSON
-  object of what the run has spent. A save that did not finish is never seen.
+  object of what the run has spent. A save that did not finish is never seen,
+  and what is read is checked against checksums of what was saved: the files'
+  format does not notice a flipped bit.
   """
 
   def __init__(self, workdir: Path, keep: int | None, at: Sequence[int] = ()):
@@ -26,6 +42,7 @@ class Checkpoints:
       keep: the last so many, beside the best; None: only reads.
       at: updates whose checkpoints are kept as well.
     """
+    self._workdir = workdir
     path = (workdir / "checkpoints").absolute()
     if keep is None:
       options = ocp.CheckpointManagerOptions(create=False)
@@ -59,6 +76,8 @@ class Checkpoints:
     self, update: int, state: Any, counters: dict, valid_loss: float | None
   ) -> None:
     """Starts a save; the arrays are copied before it returns."""
+    counters = counters | {"checksums": checksums(state)}
+    counters["crc32"] = _crc32(counters)
     self._manager.save(
       update,
       args=ocp.args.Composite(
@@ -69,20 +88,84 @@ class Checkpoints:
     )
 
   def restore(self, update: int, abstract_state: Any) -> tuple[Any, dict]:
-    """Reads (state, counters) of `update` onto the shardings asked for."""
-    restored = self._manager.restore(
-      update,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-          abstract_state,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(
-            abstract_state
+    """Reads (state, counters) of `update` onto the shardings asked for.
+
+    Raises:
+      DamagedCheckpoint: on all processes, if any of them cannot read it.
+    """
+    state, counters, problem = None, {}, ""
+    try:
+      restored = self._manager.restore(
+        update,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(
+            abstract_state,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(
+              abstract_state
+            ),
           ),
+          counters=ocp.args.JsonRestore(),
         ),
-        counters=ocp.args.JsonRestore(),
-      ),
+      )
+      state, counters = restored["state"], restored["counters"]
+    except Exception as error:  # Of many kinds; of a torn array, just that.
+      problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    lost = multihost_utils.process_allgather(jnp.array(bool(problem)))
+    if problem or lost.any():
+      raise DamagedCheckpoint(problem or "another process cannot read it")
+    _verify(state, counters)
+    return state, {k: v for k, v in counters.items() if k not in _SEALS}
+
+  def restore_newest(
+    self, abstract_state: Any, is_first: bool = True
+  ) -> tuple[int, Any, dict] | None:
+    """Reads (update, state, counters) of the newest that is whole.
+
+    Newer ones, which are damaged, are moved to WORKDIR/damaged.
+
+    Args:
+      abstract_state: shapes, types and shardings.
+      is_first: whether this process is the one that moves them.
+
+    Returns:
+      None where there is no checkpoint.
+
+    Raises:
+      UserError: there are some, and none is whole; they stay where they are.
+    """
+    damaged: dict[int, str] = {}
+    for update in sorted(self.all(), reverse=True):
+      try:
+        state, counters = self.restore(update, abstract_state)
+      except DamagedCheckpoint as error:
+        damaged[update] = str(error)
+        continue
+      for other, problem in damaged.items():
+        _log.warning(
+          "checkpoint %d is damaged (%s): moved to %s",
+          other,
+          problem,
+          self._workdir / "damaged",
+        )
+        if is_first:
+          self._put_aside(other)
+      if damaged:
+        multihost_utils.sync_global_devices("damaged")
+        self._manager.reload()
+      return update, state, counters
+    if not damaged:
+      return None
+    said = "; ".join(f"update {at}: {why}" for at, why in damaged.items())
+    raise UserError(
+      f"no checkpoint in {self._workdir / 'checkpoints'} can be read ({said}): "
+      "bring one back, or remove the folder to start over"
     )
-    return restored["state"], restored["counters"]
+
+  def _put_aside(self, update: int) -> None:
+    folder = self._workdir / "damaged"
+    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder / str(update), ignore_errors=True)
+    (self._workdir / "checkpoints" / str(update)).rename(folder / str(update))
 
   def wait(self) -> None:
     """Until the last save is complete on disk."""
@@ -124,4 +207,63 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
       f"{folder} cannot be read as this encoder ({said}); is it whole, and its "
       "config.json its own?"
     ) from error
+  try:
+    counters = json.loads((folder / "counters" / "metadata").read_bytes())
+    _verify(restored, counters)
+  except (OSError, ValueError, DamagedCheckpoint) as error:
+    raise UserError(
+      f"{folder} is damaged ({error}): give an older one, as "
+      f"{folder.parent}/UPDATE"
+    ) from error
   return restored["params"]
+
+
+def checksums(tree: Any) -> dict[str, int]:
+  """Of each array, a number that any other bits would change: {path: uint32}.
+
+  The sum, modulo 2^32, of its elements' bits times 2 i + 1, i the place: the
+  same however the array is sharded, and another if one element differs.
+  """
+  paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(tree))
+  sums = jax.device_get(_sums(arrays))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
+    for path, value in zip(paths, sums)
+  }
+
+
+@jax.jit
+def _sums(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+  return [_sum(array) for array in arrays]
+
+
+def _sum(array: jax.Array) -> jax.Array:
+  unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+  place = jnp.zeros(array.shape, jnp.uint32)
+  for axis in range(array.ndim):  # Not by reshaping, which gathers shards.
+    stride = jnp.uint32(math.prod(array.shape[axis + 1 :]) % 2**32)
+    place += stride * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+  return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+
+def _verify(tree: Any, counters: dict) -> None:
+  """Checks what was read of a checkpoint against its counters.
+
+  Raises:
+    DamagedCheckpoint: it is not what was saved.
+  """
+  if not isinstance(counters, dict):
+    raise DamagedCheckpoint("its counters are not those that were saved")
+  if not counters.keys() & {*_SEALS}:
+    return  # Of an older version.
+  if counters.get("crc32") != _crc32(counters):
+    raise DamagedCheckpoint("its counters are not those that were saved")
+  for path, value in checksums(tree).items():
+    if counters["checksums"].get(path) != value:
+      raise DamagedCheckpoint(f"{path} is not what was saved")
+
+
+def _crc32(counters: dict) -> int:
+  counted = {k: v for k, v in counters.items() if k != "crc32"}
+  return zlib.crc32(json.dumps(counted, sort_keys=True).encode())

@@ -5,13 +5,14 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
@@ -19,7 +20,7 @@ from ssl_jax.budget import devices, report
 from ssl_jax.data.batches import load_batch, make_iterator
 from ssl_jax.data.labels import codebook_id
 from ssl_jax.errors import UserError
-from ssl_jax.files import read_jsonl
+from ssl_jax.files import alone, read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import make_objective
@@ -30,8 +31,9 @@ from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
 from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.health import Health
 from ssl_jax.training.optimizer import make_optimizer, make_schedule
-from ssl_jax.training.setup import set_up
+from ssl_jax.training.setup import Setup, set_up
 
 _log = logging.getLogger("ssl_jax")
 
@@ -47,31 +49,49 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     UserError: for a bad config, unusable data, a workdir of another config, or
       a loss that is not finite.
   """
-  started = started_here = time.monotonic()
+  started = time.monotonic()
   tracking.names(config)
   setup = set_up(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
-  config, plan, header = setup.config, setup.plan, setup.header
+  config, header = setup.config, setup.header
   _log.info("%s", header_lib.text(header, config))
   if dry_run:
     return header
 
-  # A workdir is one run's, and done once
-  with distributed.first_alone("workdir"):
-    workdir_lib.claim(workdir, config)
-    _log.info("%14s  %s", "workdir", workdir)
-    if result := workdir_lib.read_result(workdir):
-      _log.info("this run is complete: choose another --workdir for a new one")
-      return result
+  with contextlib.ExitStack() as held:
+    # A workdir is one run's, of one command at a time, and done once
+    with distributed.first_alone("workdir"):
+      workdir_lib.claim(workdir, config)
+      _log.info("%14s  %s", "workdir", workdir)
+      if result := workdir_lib.read_result(workdir):
+        _log.info(
+          "this run is complete: choose another --workdir for a new one"
+        )
+        return result
+      if distributed.is_first():
+        held.enter_context(alone(workdir, f"--workdir={workdir}"))
 
-    # What is fitted to the audio before training
-    codebooks = mfcc_codebooks(config, workdir, setup.train_source)
-    workdir_lib.claim_codebooks(
-      workdir,
-      [codebook_id(codebook) for codebook in codebooks]
-      + [label_set.header["codebook"] for label_set in setup.train_labels],
-    )
+      # What is fitted to the audio before training
+      codebooks = mfcc_codebooks(config, workdir, setup.train_source)
+      workdir_lib.claim_codebooks(
+        workdir,
+        [codebook_id(codebook) for codebook in codebooks]
+        + [label_set.header["codebook"] for label_set in setup.train_labels],
+      )
+    return _train(setup, mesh, workdir, codebooks, started)
+
+
+def _train(
+  setup: Setup,
+  mesh: Mesh,
+  workdir: Path,
+  codebooks: tuple[np.ndarray, ...],
+  started: float,
+) -> dict:
+  """Trains a run that is set up, in a workdir that is its own; its result."""
+  started_here = started
+  config, plan, header = setup.config, setup.plan, setup.header
 
   # Model and optimizer
   objective = make_objective(config, compute_dtype(config), codebooks)
@@ -87,9 +107,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   checkpoints = Checkpoints(
     workdir, config.checkpoint.keep, config.checkpoint.at
   )
-  update = first_update = checkpoints.latest() or 0
-  if update:
-    state, spent = checkpoints.restore(update, abstract_state)
+  update = first_update = 0
+  if found := checkpoints.restore_newest(
+    abstract_state, distributed.is_first()
+  ):
+    first_update = found[0]
+    update, state, spent = found
     _log.info("resuming at update %d", update)
   elif config.budget.trunk:
     update, state, spent = trunk.restore(config, abstract_state)
@@ -101,6 +124,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
       k: 0.0 for k in ("train_seconds", "wall_seconds")
     }
   started -= spent["wall_seconds"]
+  health = Health(config.optimizer.max_skipped_updates, spent.pop("health", {}))
 
   # Every shape is compiled before the first update; none afterwards.
   row_multiple = sharding.row_shards(mesh) * config.batch.microbatches
@@ -158,9 +182,26 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
   to_first = 0.0  # Seconds from here to this process's first update.
 
   def settle(update: int, current: dict) -> float:
-    """Counts a finished update; its loss."""
+    """Counts a finished update, and tells if it was not as usual; its loss."""
     spent["audio_samples"] += int(current.pop("audio_samples"))
-    return _finite_loss(update, current, schedule, checkpoints)
+    current = {name: float(value) for name, value in current.items()}
+    try:
+      kind, said = health.check(update, current)
+    except UserError as error:
+      kept = checkpoints.latest()
+      raise UserError(
+        f"{error}, learning rate {float(schedule(update - 1)):.3g}. The last "
+        f"good checkpoint is {f'update {kept}' if kept else 'none yet'}; lower "
+        "config.optimizer.learning_rate or config.optimizer.clip_norm, or warm "
+        "up for longer"
+      ) from error
+    if kind:
+      clips = plan.batch(update - 1).clips
+      records = [setup.train_source.ids[i] for i in clips if i >= 0]
+      said += f"; of {', '.join(map(repr, records[:3]))} ... (metrics.jsonl)"
+      writer.event(update, kind, current | {"records": records}, said)
+      progress.print(f"warning: update {update}: {said}")
+    return current["loss"]
 
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
@@ -229,12 +270,13 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
           "epoch": update / plan.updates_per_epoch,
           "flops": spent["flops"],
           "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
+          "skipped_updates": health.skipped,
         }
         values |= objective.schedules(update - 1)
         writer.write(update, "train", values | meter.read())
         found = alarms.check(update, values)
         for name, text in found.items():
-          writer.alarm(update, name, text)
+          writer.event(update, "alarm", {"name": name}, text)
           progress.print(f"warning: update {update}: {text}")
         state = state | {"sums": no_sums()}
         progress.show(
@@ -248,11 +290,13 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         if eval_due:
           values = evaluate(state["params"])
           writer.write(update, "valid", values)
-          valid_loss = values["loss"]
-          progress.print(f"update {update}: valid loss {valid_loss:.4f}")
+          progress.print(f"update {update}: valid loss {values['loss']:.4f}")
+          if math.isfinite(values["loss"]):
+            valid_loss = values["loss"]
         if checkpoint_due:
           spent["wall_seconds"] = time.monotonic() - started
-          checkpoints.save(update, state, dict(spent), valid_loss)
+          counters = spent | {"health": health.state}
+          checkpoints.save(update, state, counters, valid_loss)
       distributed.beat()
       if stopping:
         checkpoints.wait()
@@ -281,7 +325,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     "params": header["params"],
     "first_valid_loss": valid[0],
     "valid_loss": valid[-1],
-    "best_valid_loss": min(valid),
+    "best_valid_loss": min((x for x in valid if x is not None), default=None),
+    "skipped_updates": health.skipped,
     "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
     "wall_seconds": spent["wall_seconds"],
     "train_seconds": spent["train_seconds"],
@@ -297,32 +342,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     workdir_lib.write_result(workdir, result)
   distributed.meet("end")
   return result
-
-
-def _finite_loss(
-  update: int,
-  current: dict,
-  schedule: Callable[[int], Any],
-  checkpoints: Checkpoints,
-) -> float:
-  """The loss of an update.
-
-  Raises:
-    UserError: if it is NaN or infinite, or what the update made of the
-      parameters is.
-  """
-  current = {name: float(value) for name, value in current.items()}
-  if all(math.isfinite(value) for value in current.values()):
-    return current["loss"]
-  kept = checkpoints.latest()
-  raise UserError(
-    f"update {update}: loss {current['loss']:.4g}, gradient norm "
-    f"{current['grad_norm']:.4g}, parameter norm {current['param_norm']:.4g}, "
-    f"learning rate {float(schedule(update - 1)):.3g}. The last good "
-    f"checkpoint is {f'update {kept}' if kept else 'none yet'}; lower "
-    "config.optimizer.learning_rate or config.optimizer.clip_norm, or warm up "
-    "for longer"
-  )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -49,12 +50,11 @@ class MetricsWriter:
     )
 
   def write(self, update: int, split: str, values: dict[str, Any]) -> None:
-    """Writes one line; values are floats or ints."""
+    """Writes one line; values are floats or ints, those not finite null."""
     if not self._active:
       return
-    line = {"update": update, "split": split} | values
-    self._file.write(json.dumps(line) + "\n")
-    named = {f"{split}/{name}": value for name, value in values.items()}
+    self._line(update, split, values)
+    named = {f"{split}/{k}": v for k, v in values.items() if math.isfinite(v)}
     for name, value in named.items():
       self._events.add_scalar(name, value, update)
     if self._trackers:
@@ -65,13 +65,22 @@ class MetricsWriter:
     if self._active and self._trackers:
       self._trackers.finish(result)
 
-  def alarm(self, update: int, name: str, text: str) -> None:
-    """Writes a line of split "alarm"."""
+  def event(
+    self, update: int, split: str, values: dict[str, Any], text: str
+  ) -> None:
+    """Writes a line of what happened once: split alarm, skipped or spike."""
     if not self._active:
       return
-    line = {"update": update, "split": "alarm", "name": name, "text": text}
-    self._file.write(json.dumps(line) + "\n")
-    self._events.add_text(f"alarm/{name}", text, update)
+    self._line(update, split, values | {"text": text})
+    self._events.add_text(values.get("name", split), text, update)
+
+  def _line(self, update: int, split: str, values: dict[str, Any]) -> None:
+    known = {
+      k: None if isinstance(v, float) and not math.isfinite(v) else v
+      for k, v in values.items()
+    }
+    line = {"update": update, "split": split} | known
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
 
   def close(self) -> None:
     """Flushes all."""

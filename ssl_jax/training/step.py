@@ -6,6 +6,7 @@ random draw is a function of (seed, update, row), so neither the number of
 devices nor of microbatches changes it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -114,8 +115,9 @@ def make_train_step(
 ) -> Callable[[State, dict], tuple[State, dict]]:
   """Returns `step(state, batch) -> (state, metrics)`.
 
-  The metrics: loss, grad_norm, param_norm, audio_samples. It runs on `mesh`;
-  None: JAX's default device.
+  The metrics: loss, grad_norm, param_norm, audio_samples. An update whose loss
+  or gradient norm is not finite is skipped: parameters, moments and sums stay,
+  the counts of updates go on. It runs on `mesh`; None: JAX's default device.
   """
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   # XLA's CPU convolutions are some 100 times slower inside a loop.
@@ -154,9 +156,18 @@ def make_train_step(
       grads, state["opt_state"], state["params"]
     )
     params = optax.apply_updates(state["params"], updates)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    def kept(new: jax.Array, old: jax.Array) -> jax.Array:
+      counts = jnp.issubdtype(new.dtype, jnp.integer)
+      return new if counts else jnp.where(finite, new, old)
+
+    params = jax.tree.map(kept, params, state["params"])
+    opt_state = jax.tree.map(kept, opt_state, state["opt_state"])
     current = {
       "loss": loss,
-      "grad_norm": optax.tree.norm(grads),
+      "grad_norm": grad_norm,
       "param_norm": optax.tree.norm(params),
     }
     new = {name: (current[name], jnp.ones(())) for name in _OWN}
@@ -165,7 +176,9 @@ def make_train_step(
       "params": params,
       "opt_state": opt_state,
       "update": state["update"] + 1,
-      "sums": jax.tree.map(jnp.add, state["sums"], new),
+      "sums": jax.tree.map(
+        lambda old, x: jnp.where(finite, old + x, old), state["sums"], new
+      ),
     }, current | {"audio_samples": batch["length"].sum()}
 
   return train_step
@@ -196,6 +209,7 @@ def report(objective: nn.Module, sums: dict) -> dict[str, float]:
   """What is logged of sums {term: (total, count)}: `loss`, `main` and all else.
 
   The loss is the mean over updates where it was summed, else that of the means.
+  All are NaN if every update was skipped.
   """
   sums = dict(sums)
   own = {name: sums.pop(name) for name in _OWN if name in sums}
@@ -203,6 +217,8 @@ def report(objective: nn.Module, sums: dict) -> dict[str, float]:
   counts = {name: count for name, (_, count) in sums.items()}
   values = objective.values(_means(totals, counts))
   loss = sum(w * values[name] for name, w in objective.weights.items())
+  if own and not own["loss"][1]:
+    return dict.fromkeys(["loss", *own, *values], math.nan)
   values = {"loss": loss} | {n: t / c for n, (t, c) in own.items()} | values
   return {name: float(value) for name, value in values.items()}
 

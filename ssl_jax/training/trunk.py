@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.config import decay_updates, flatten, to_json
 from ssl_jax.errors import UserError
-from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 # What a trunk and its branch may differ in.
 _OWN = (
@@ -63,6 +63,11 @@ def restore(config: ConfigDict, abstract_state: Any) -> tuple[int, Any, dict]:
   checkpoints = Checkpoints(Path(config.budget.trunk), keep=None)
   try:
     state, spent = checkpoints.restore(update, abstract_state)
+  except DamagedCheckpoint as error:
+    raise UserError(
+      f"config.budget.trunk={config.budget.trunk!r}: its checkpoint at update "
+      f"{update} is damaged ({error}); train the trunk again"
+    ) from error
   finally:
     checkpoints.close()
   return update, state, spent | {"trunk_flops": spent["flops"]}

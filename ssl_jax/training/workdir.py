@@ -14,7 +14,7 @@ from ssl_jax.files import write_atomically
 # not what.
 _FREE = (
   *("loader.", "batch.microbatches", "mesh", "encoder.remat", "log.to"),
-  "hubert.earlier",
+  *("hubert.earlier", "optimizer.max_skipped_updates"),
 )
 
 
