@@ -54,9 +54,9 @@ _PROCESS_TIMEOUT = flags.DEFINE_float(
   "process_timeout",
   300.0,
   "Seconds without a sign of another process, or without audio that is waited "
-  "for, after which the run ends, to be gone on with; to be longer than reading "
-  "any batch and, of several processes, than any evaluation batch, checkpoint "
-  "or codebook takes.",
+  "for, after which the run ends, to be gone on with; to be longer than any "
+  "batch takes to read and, of several processes, than any evaluation batch, "
+  "checkpoint or codebook.",
   1.0,
 )
 
