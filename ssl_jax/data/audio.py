@@ -21,6 +21,13 @@ _TOLERANCE_SECONDS = 0.1
 # agree to rounding.
 _MARGIN = 512
 
+# Of what anybody records: others are of damaged headers, and would be resampled
+# at any cost.
+RATES = (1_000, 1_000_000)
+
+# Values decoded at a time: headers may promise any number.
+_BLOCK = 1 << 22
+
 
 class DamagedAudio(ValueError):
   """A file that cannot be used; the message says why, not which."""
@@ -123,23 +130,39 @@ def _read_native(
   if file.subtype == "VORBIS":
     # libsndfile's Vorbis seek can land some hundred samples off (its issue
     # 885), so what comes before is decoded and dropped.
-    while start and len(dropped := file.read(min(start, 1 << 20))):
+    block = _BLOCK // file.channels
+    while start and len(dropped := file.read(min(start, block))):
       start -= len(dropped)
   else:
     file.seek(min(start, file.frames))
-  audio = file.read(frames, dtype="float32", always_2d=True)  # [S, channels]
-  return audio.mean(axis=1)
+  blocks = []
+  while frames > 0:
+    asked = min(frames, _BLOCK // file.channels)
+    block = file.read(asked, dtype="float32", always_2d=True)  # [S, channels]
+    blocks.append(block.mean(axis=1))
+    frames = frames - asked if len(block) == asked else 0
+  return np.concatenate(blocks or [np.zeros(0, np.float32)])
 
 
 @contextlib.contextmanager
 def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
   """The file, open; whatever fails inside is a `DamagedAudio`."""
   content = isinstance(path, bytes)
-  name = io.BytesIO(path) if content else os.fsencode(path)  # Maybe not UTF-8.
+  try:
+    # Maybe not UTF-8.
+    name = io.BytesIO(path) if content else os.fsencode(path)
+  except UnicodeEncodeError as error:
+    raise DamagedAudio("no file has such a name") from error
+  if not content and not os.path.isfile(name):  # A FIFO would be waited for.
+    raise DamagedAudio(
+      "no such file" if not os.path.exists(name) else "no file"
+    )
   try:
     with soundfile.SoundFile(name) as file:
       if file.frames > 1 << 48:
         raise DamagedAudio("its header gives no length; encode it again")
+      if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise DamagedAudio(f"a sample rate of {file.samplerate} Hz")
       yield file
   except TypeError as error:  # Headerless, by its name.
     raise DamagedAudio("raw samples, without a header") from error

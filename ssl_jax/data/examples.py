@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from ssl_jax import reading
 from ssl_jax.data import audio, workers
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.shards import Shards
@@ -93,9 +94,20 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
           file = files[waiting[done]]
           raise UserError(f"{file} {damage}: prepare it again") from damage
         bar.update()
-  return [
-    list(map(json.loads, path.read_text("utf-8").splitlines())) for path in kept
-  ]
+  return list(map(_kept, kept))
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+  try:
+    lines = [*map(reading.parse, reading.read_bytes(path).splitlines())]
+    for facts in lines:
+      if not isinstance(facts.get("damaged", ""), str) or not (
+        "damaged" in facts or 0 < facts["num_samples"] < 1 << 48
+      ):
+        raise ValueError("it lacks lengths")
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} is damaged ({error}): delete it") from error
+  return lines
 
 
 def _index_path(file: str, feature: Feature) -> Path:

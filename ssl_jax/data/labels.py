@@ -16,6 +16,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,9 +134,9 @@ def read_header(directory: Path) -> dict[str, Any]:
     UserError: there is none, or none that can be used.
   """
   check = functools.partial(_check, directory)
-  check(directory.is_dir(), "no such folder")
+  check(os.path.isdir(directory), "no such folder")
   check(
-    (directory / "header.json").is_file(),
+    os.path.exists(directory / "header.json"),
     "no header.json: labelling did not finish",
     "run the same `python -m ssl_jax.label` command again to continue it",
   )
@@ -225,6 +226,7 @@ def _parse_header(data: bytes) -> dict[str, Any]:
     numbers += [header["frame_hop"], header["clusters"]]
     for about in header["splits"].values():
       numbers += [about[key] for key in ("frames", "crc32", "records_crc32")]
+      numbers += about["usage"]
   if {*map(type, numbers)} != {int}:
     raise ValueError
   return header

@@ -1,15 +1,12 @@
 """What a corpus holds: clips of a folder, a manifest, or an archive."""
 
 import csv
-import json
 import logging
-import lzma
 import os
 import re
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -17,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax import reading
 from ssl_jax.data import source
 from ssl_jax.data.folder import list_files, probe_all
 from ssl_jax.data.source import AudioFiles
@@ -26,6 +24,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 
 _FILE = ("file", "path", "audio_filepath", "audio")  # Keys of a clip's file.
+_DEEPEST = 100  # Folders in an archive.
 # What is said of a file, or by a prepared corpus, is read from it.
 _NOT_KEPT = (None, *_FILE, "id", "num_samples", "crc32", "duration_s", "packed")
 # LibriSpeech's and its kin's: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac
@@ -54,6 +53,8 @@ def open_split(config: ConfigDict, split: str) -> AudioFiles:
   """
   which = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   key = f"--config.data.{which}={config[which]!r}"
+  if not config[which]:
+    raise UserError(f"{key}: set it to a manifest, or a folder of audio files")
   clips = find_clips(Path(config[which]).expanduser(), key)
   if not source.is_whole(config, split):
     metadata = [clip.metadata for clip in clips]
@@ -87,9 +88,9 @@ def find_clips(path: Path, name: str = "") -> list[Clip]:
     UserError: there is no such thing, it cannot be read, or ids are not unique.
   """
   name = name or f"--input={path}"
-  if path.is_dir():
+  if os.path.isdir(path):  # Of Path's own, a long name is an error.
     clips = _of_folder(name, path)
-  elif not path.is_file():
+  elif not os.path.isfile(path):
     raise UserError(f"{name} does not exist")
   elif path.suffix in _READERS:
     clips = list(_of_manifest(name, path))
@@ -135,7 +136,9 @@ def unpack(archive: Path, folder: Path) -> None:
       with zipfile.ZipFile(archive) as file:
         members = [m for m in file.infolist() if not m.is_dir()]
         _extract(
-          [(m.filename, lambda m=m: file.open(m)) for m in members],
+          [
+            (m.filename, m.file_size, lambda m=m: file.open(m)) for m in members
+          ],
           archive,
           folder,
         )
@@ -143,26 +146,28 @@ def unpack(archive: Path, folder: Path) -> None:
       with tarfile.open(archive) as file:
         _extract(
           [
-            (m.name, lambda m=m: file.extractfile(m))
-            for m in file
+            (m.name, m.size, lambda m=m: file.extractfile(m))
+            for m in _members(file)
             if not m.isdir()  # Of a link, the content of what it names.
           ],
           archive,
           folder,
         )
-  except (
-    EOFError,
-    LookupError,  # A link to nothing in the archive.
-    NotImplementedError,
-    OSError,
-    RuntimeError,  # A password is asked for.
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
-    said = " ".join(str(error).split())
+  except UserError:
+    raise
+  except Exception as error:  # Of many kinds: passwords, tears, odd headers.
+    said = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(f"--input={archive} cannot be unpacked ({said})") from error
+
+
+def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+  """All; some sizes would have `tarfile` go back, and round and round."""
+  end = -1
+  for member in file:
+    if member.size < 0 or file.offset <= end:
+      raise tarfile.ReadError(f"size {member.size} of {member.name[:80]!r}")
+    end = file.offset
+    yield member
 
 
 def root_of(unpacked: Path) -> Path:
@@ -173,43 +178,67 @@ def root_of(unpacked: Path) -> Path:
     if not path.name.startswith((".", "__MACOSX"))
   )
   if len(inside) == 1 and inside[0].is_dir():
-    return root_of(inside[0])
+    return root_of(inside[0])  # No deeper than _DEEPEST.
   manifests = [path for path in inside if path.suffix in MANIFESTS]
   return manifests[0] if len(manifests) == 1 else unpacked
 
 
 def is_archive(path: Path) -> bool:
   """By its name."""
-  return path.is_file() and path.name.lower().endswith(ARCHIVES)
+  return os.path.isfile(path) and path.name.lower().endswith(ARCHIVES)
 
 
 def _extract(
-  members: list[tuple[str, Callable[[], IO[bytes]]]],
+  members: list[tuple[str, int, Callable[[], IO[bytes] | None]]],
   archive: Path,
   folder: Path,
 ) -> None:
-  for name, _ in members:
+  """Writes members (name, declared size, its content if it is a file)."""
+  for name, _, _ in members:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if (
       not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0]
     ):
       raise UserError(
-        f"--input={archive}: member {name!r} would be written outside of the "
-        "folder; unpack it yourself if you trust it"
+        f"--input={archive}: member {name[:200]!r} would be written outside of "
+        "the folder; unpack it yourself if you trust it"
       )
-  lost = []
-  for name, open_member in members:
+    if len(parts) > _DEEPEST:
+      raise UserError(
+        f"--input={archive}: member {name[:80]!r} ... is in {len(parts)} "
+        "folders; unpack it yourself if you trust it"
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  needed, written, lost = sum(size for _, size, _ in members), 0, []
+  room = shutil.disk_usage(folder).free
+
+  def check_room(size: int) -> None:
+    if size > room:
+      raise UserError(
+        f"--input={archive} unpacks to {size / 1e9:.3g} GB or more, and "
+        f"{folder.parent} has {room / 1e9:.3g} GB free: make room, or unpack "
+        "it elsewhere"
+      )
+
+  check_room(needed)
+  for name, _, open_member in members:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       content = open_member()
-    except KeyError:  # A link to what is not in the archive.
+    except (
+      KeyError,
+      RecursionError,
+    ):  # A link to what is not there, or itself.
       content = None
     if content is None:
       lost.append(name)
       continue
     with content, path.open("wb") as target:
-      shutil.copyfileobj(content, target)
+      while block := content.read(1 << 20):
+        written += len(block)
+        check_room(written)  # Links, which are of no size, are copies here.
+        target.write(block)
   if lost:
     logging.getLogger("ssl_jax").warning(
       "--input=%s: left out %d members that are no files, as %r",
@@ -224,7 +253,7 @@ def _of_folder(name: str, root: Path) -> list[Clip]:
   texts = {}
   for folder in {os.path.dirname(path) for path in paths}:
     for file in Path(folder).glob("*.trans.txt"):
-      for line in file.read_text("utf-8", "replace").split("\n"):
+      for line in _texts(file).split("\n"):
         clip, _, text = line.strip().partition(" ")
         texts[os.path.join(folder, clip)] = text
   clips = []
@@ -236,6 +265,13 @@ def _of_folder(name: str, root: Path) -> list[Clip]:
       metadata["text"] = text
     clips.append(Clip(clip, path, metadata))
   return clips
+
+
+def _texts(file: Path) -> str:
+  try:
+    return reading.read_bytes(file).decode("utf-8", "replace")
+  except OSError:
+    return ""
 
 
 def _of_manifest(name: str, path: Path) -> Iterator[Clip]:
@@ -255,19 +291,17 @@ def _of_manifest(name: str, path: Path) -> Iterator[Clip]:
           and value != ""
         }
         clip = str(line.get("id") or audio)
+        # JSON may hold what no name does.
+        clip = clip.encode("utf-8", "backslashreplace").decode()
         yield Clip(clip, str(path.parent / root / audio), metadata)
-  except (
-    OSError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    csv.Error,
-  ) as error:
-    raise UserError(f"{name} cannot be read ({error})") from error
+  except (OSError, ValueError, csv.Error) as error:
+    said = " ".join(str(error).split())[:200]
+    raise UserError(f"{name} cannot be read ({said})") from error
 
 
 def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   for line in filter(str.strip, file):
-    clip = json.loads(line)
+    clip = reading.parse(line)
     if not isinstance(clip, dict):
       raise UserError(f"{file.name}: {line.strip()[:80]!r} is no JSON object")
     yield "", clip

@@ -22,6 +22,8 @@ _WHERE = {
   "embedded": "",
 }
 
+_MOST = 1e9  # A weight.
+
 
 class Mixture:
   """A `Source` of several; see `source.Source`.
@@ -134,8 +136,11 @@ def open_split(
       f"{said}: {len(parts)} corpora, and {len(weights)} weights in "
       f"--config.data.weights={weights!r}"
     )
-  if any(weight <= 0 for weight in weights):
-    raise UserError(f"--config.data.weights={weights!r}: all must be above 0")
+  if not all(0 < weight <= _MOST for weight in weights):
+    raise UserError(
+      f"--config.data.weights={weights!r}: all must be above 0, and up to "
+      f"{_MOST:g}"
+    )
   if other:
     weights = ()
   longest = round(config.bucket_seconds[-1] * SAMPLE_RATE)

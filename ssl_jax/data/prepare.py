@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, files
+from ssl_jax import SAMPLE_RATE, files, reading
 from ssl_jax.data import audio, records, workers
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
@@ -277,16 +277,23 @@ def _finish(
 ) -> dict[str, Any]:
   """Gathers what the shards say, and declares the corpus whole."""
   facts: dict[str, Any] = collections.Counter()
-  speakers, crc32 = set(), []
-  for shard in range(num_shards):
-    data = records.shard_lines(folder, shard)
-    crc32.append(zlib.crc32(data))
-    for clip in map(json.loads, data.splitlines()):
-      facts["clips"] += 1
-      facts["samples"] += clip["num_samples"]
-      speakers.add(clip.get("speaker"))
-    lines = _skipped(folder, shard).read_bytes()
-    skipped = skipped + [json.loads(line) for line in lines.splitlines()]
+  speakers, crc32, skipped = set(), [], [*skipped]
+  try:
+    for shard in range(num_shards):
+      data = records.shard_lines(folder, shard)
+      crc32.append(zlib.crc32(data))
+      for clip in map(records.parse_line, data.splitlines()):
+        facts["clips"] += 1
+        facts["samples"] += clip["num_samples"]
+        speakers.add(clip.get("speaker"))
+      lines = reading.read_bytes(_skipped(folder, shard))
+      for line in map(reading.parse, lines.splitlines()):
+        skipped.append({key: line[key] for key in ("id", "reason")})
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(
+      f"--out={folder}: shard {shard} is damaged ({error}): delete the folder "
+      "and prepare again"
+    ) from error
   if not facts["clips"]:
     raise UserError(
       f"none of the clips could be read, the first being {skipped[0]['id']!r} "

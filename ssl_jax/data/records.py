@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import SAMPLE_RATE, reading
 from ssl_jax.data import source
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.shards import Shards
@@ -136,21 +136,23 @@ def open_records(name: str, folder: Path) -> Records:
   header = read_header(name, folder)
   clips, shards, places = [], [], []
   try:
-    for shard in range(header["shards"]):
-      lines = _shard(folder, shard, "jsonl").read_bytes()
-      if zlib.crc32(lines) != header["crc32"][shard]:
+    for shard, crc32 in enumerate(header["crc32"]):
+      lines = shard_lines(folder, shard)
+      if zlib.crc32(lines) != crc32:
         raise ValueError(f"shard {shard} is not the one that was written")
-      new = [json.loads(line) for line in lines.splitlines()]
+      new = [parse_line(line) for line in lines.splitlines()]
       clips += new
       shards += [shard] * len(new)
       places += range(len(new))
-  except (OSError, ValueError, LookupError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise UserError(
       f"{name} is damaged ({error}): copy it again, or prepare it anew in "
       "another folder"
     ) from error
   paths = [str(_shard(folder, i, "records")) for i in range(header["shards"])]
-  return Records(Shards(paths), clips, np.array(shards), np.array(places))
+  return Records(
+    Shards(paths), clips, np.array(shards, int), np.array(places, int)
+  )
 
 
 def read_header(name: str, folder: Path) -> dict[str, Any]:
@@ -160,19 +162,50 @@ def read_header(name: str, folder: Path) -> dict[str, Any]:
     UserError: it is missing, or not of this version.
   """
   path = folder / "dataset.json"
-  if not path.is_file():
+  if not os.path.exists(path):
     raise UserError(
       f"{name} is no prepared corpus (no dataset.json): make one with `python "
       "-m ssl_jax.prepare`, or run it again if it did not finish; for plain "
       "audio files set --config.data.source=folder"
     )
   try:
-    header = json.loads(path.read_text())
-    if header["format"] != FORMAT:
-      raise ValueError(f"format {header['format']!r}, not {FORMAT}")
-  except (OSError, ValueError, LookupError, TypeError) as error:
+    header = reading.read_object(path)
+    if header.get("format") != FORMAT:
+      raise ValueError(f"format {header.get('format')!r}, not {FORMAT}")
+    crc32 = header.get("crc32")
+    counts = [header.get(x) for x in ("shards", "clips", "speakers", "skipped")]
+    if (
+      not isinstance(crc32, list)
+      or {*map(type, counts + crc32)} != {int}
+      or not isinstance(header.get("hours"), int | float)
+      or min(counts) < 0
+      or len(crc32) != header["shards"]
+    ):
+      raise ValueError("it lacks counts or checksums")
+  except (OSError, ValueError) as error:
     raise UserError(f"{name}: dataset.json cannot be read ({error})") from error
   return header
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+  """What is known of a clip.
+
+  Raises:
+    ValueError: it is no line of a shard.
+  """
+  clip = reading.parse(line)
+  if (
+    not isinstance(clip, dict)
+    or not isinstance(clip.get("id"), str)
+    or type(clip.get("num_samples")) is not int
+    or not 0 < clip["num_samples"] < 1 << 48
+    or type(clip.get("crc32")) is not int
+    or any(
+      isinstance(x, dict | list) for key, x in clip.items() if key != "packed"
+    )
+  ):
+    raise ValueError(f"no clip: {line[:80]!r}")
+  return clip
 
 
 def write_shard(
@@ -208,7 +241,7 @@ def is_written(folder: Path, shard: int) -> bool:
 
 def shard_lines(folder: Path, shard: int) -> bytes:
   """The lines of a whole shard."""
-  return _shard(folder, shard, "jsonl").read_bytes()
+  return reading.read_bytes(_shard(folder, shard, "jsonl"))
 
 
 def _shard(folder: Path, shard: int, kind: str) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import resource
 from collections.abc import Iterator
 
@@ -54,7 +55,9 @@ class Shards:
       return record
 
   def _open(self, shard: int) -> ArrayRecordReader:
-    return ArrayRecordReader(self._paths[shard])
+    if os.path.exists(path := self._paths[shard]) and not os.path.isfile(path):
+      raise ValueError("is no file")  # A FIFO would be waited for.
+    return ArrayRecordReader(path)
 
   @contextlib.contextmanager
   def _told(self, shard: int) -> Iterator[None]:

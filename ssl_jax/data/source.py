@@ -218,7 +218,9 @@ def hold_out(
 
 def name_hash(name: str) -> bytes:
   """16 bytes, the same on every machine."""
-  return hashlib.blake2b(name.encode(), digest_size=16).digest()
+  return hashlib.blake2b(
+    name.encode(errors="surrogatepass"), digest_size=16
+  ).digest()
 
 
 def check_choice(what: str, given: str, names: Iterable[str]) -> None:

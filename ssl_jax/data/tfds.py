@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.core import constants, dataset_info, naming, splits
 from tensorflow_datasets.core.proto import feature_pb2
 
-from ssl_jax import SAMPLE_RATE
-from ssl_jax.data import examples, source
+from ssl_jax import SAMPLE_RATE, reading
+from ssl_jax.data import audio, examples, source
 from ssl_jax.data.examples import Feature
 from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
@@ -159,8 +159,10 @@ def find(key: str, name: str, data_dir: str) -> Path:
     root / dataset / "default" / version,
     Path(name).expanduser(),
   ):
-    if (folder / "dataset_info.json").is_file():
+    if os.path.isfile(folder / "dataset_info.json"):
       return folder
+    if not os.path.isdir(folder):
+      continue
     versions = [
       path.parent
       for path in folder.glob("*/dataset_info.json")
@@ -215,19 +217,13 @@ class _Dataset:
 
   def __init__(self, key: str, name: str, data_dir: str, default_rate: int):
     self._key, self._folder = key, find(key, name, data_dir)
+    folder = epath.Path(self._folder)
     try:
-      folder = epath.Path(self._folder)
+      described = reading.read_bytes(self._folder / "features.json")
+      features = json_format.Parse(described, feature_pb2.Feature())
       info = dataset_info.read_proto_from_builder_dir(folder)
-      features = json_format.Parse(
-        (folder / "features.json").read_text(), feature_pb2.Feature()
-      )
-    except (
-      OSError,
-      ValueError,
-      json_format.ParseError,
-      dataset_info.DatasetInfoFileError,
-    ) as error:
-      said = " ".join(str(error).split())
+    except Exception as error:  # Of many kinds, from JSON and protobuf.
+      said = " ".join(str(error).split())[:200]
       raise UserError(
         f"{key}: {folder} is no dataset that TFDS prepared ({said})"
       ) from error
@@ -287,9 +283,10 @@ class _Dataset:
     try:
       split = splits.SplitDict.from_proto(self._splits, template)[spec]
       parts = split.file_instructions
-    except (ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # Of many kinds, and as deep as it is long.
+      said = " ".join(str(error).split())[:200]
       raise UserError(
-        f"{self._key}: bad split {spec!r} ({' '.join(str(error).split())}); "
+        f"{self._key}: bad split {spec[:200]!r} ({said}); "
         f"have {', '.join(self.splits)}"
       ) from error
     files = [str(part.filename) for part in parts]
@@ -332,14 +329,24 @@ def _audio_feature(
       f"{key} does not say its sample rate: give it in Hz as "
       "--config.data.sample_rate, or --sample_rate of ssl_jax.prepare"
     )
-  shape = facts.shape.dimensions
+  if not facts.lazy_decode and not audio.RATES[0] <= rate <= audio.RATES[1]:
+    raise UserError(f"{key}: a sample rate of {rate} Hz")
   labels = {
-    path.name.removesuffix(".labels.txt"): path.read_text().splitlines()
+    path.name.removesuffix(".labels.txt"): _lines(key, path)
     for path in folder.glob("*.labels.txt")
   }
   speaker = "label" if dataset in _SPEAKERS_ARE_LABELS else ""
-  channels = shape[1] if len(shape) > 1 else 1
+  channels = (*facts.shape.dimensions, 1, 1)[1]
+  if channels < 1:
+    raise UserError(f"{key}: {found[0]} has {channels} channels")
   return Feature(found[0], rate, channels, facts.lazy_decode, labels, speaker)
+
+
+def _lines(key: str, path: Path) -> list[str]:
+  try:
+    return reading.read_bytes(path).decode().splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"{key}: {path} cannot be read ({error})") from error
 
 
 def _is_list(feature: feature_pb2.Feature) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssl_jax import num_frames
+from ssl_jax import num_frames, reading
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import (
   NO_LABEL,
@@ -144,9 +144,11 @@ def _read_dictionary(path: Path) -> int:
   """The number of clusters."""
   tokens = []
   for number, line in enumerate(_lines(path), 1):
-    token = line.split()[:1]
-    if not token or not token[0].isdecimal():
-      raise UserError(f"{path}, line {number}: {line!r} is no cluster's number")
+    token = line.split(maxsplit=1)[:1]
+    if not token or not token[0].isdecimal() or len(token[0]) > 9:
+      raise UserError(
+        f"{path}, line {number}: {line[:80]!r} is no cluster's number"
+      )
     tokens.append(int(token[0]))
   if sorted(tokens) != [*range(len(tokens))] or not 1 < len(tokens) < NO_LABEL:
     raise UserError(
@@ -191,8 +193,10 @@ def _read_pair(
 
 def _lines(path: Path) -> list[str]:
   try:
-    text = path.read_text()
-  except (OSError, UnicodeDecodeError) as error:
+    text = reading.read_bytes(path).decode().replace("\r\n", "\n")
+    if "\0" in text:
+      raise ValueError("it is no text")
+  except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read ({error})") from error
   lines = text.removesuffix("\n").split("\n")
   if not text.strip():
