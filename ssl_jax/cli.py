@@ -3,12 +3,16 @@
 Exit status: 0 done, 1 the input is at fault, 2 wrong usage, 130 interrupted.
 """
 
+import errno
+import functools
 import inspect
 import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,6 +23,23 @@ from ssl_jax.errors import UsageError, UserError
 from ssl_jax.overrides import clear_other_budgets
 
 FLAGS = flags.FLAGS
+
+_GO_ON = "the same command goes on where it stopped"
+# What is the machine's fault, or the disk's, with what to do about it.
+_REMEDIES = {
+  errno.ENOSPC: f"make room; {_GO_ON}",
+  errno.EDQUOT: f"make room; {_GO_ON}",
+  errno.EFBIG: f"raise `ulimit -f`; {_GO_ON}",
+  errno.EROFS: "give a folder that can be written to",
+  errno.EACCES: "give one that this user may read and write",
+  errno.EPERM: "give one that this user may read and write",
+  errno.EMFILE: f"raise `ulimit -n`; {_GO_ON}",
+  errno.ENFILE: f"close other programs; {_GO_ON}",
+  errno.ENOMEM: f"free memory; {_GO_ON}",
+  errno.EIO: f"check the disk; {_GO_ON}",
+  errno.ESTALE: f"mount it again; {_GO_ON}",
+  errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 def define_config() -> None:
@@ -46,6 +67,7 @@ def run(
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)
+  _quieten_threads()
   if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
     print(_help(main))
     sys.exit(0)
@@ -55,6 +77,11 @@ def run(
     result = main(given) if arguments else main()
   except UserError as error:
     _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+  except OSError as error:
+    if error.errno not in _REMEDIES:
+      raise
+    where = f"{error.filename}: " if error.filename else ""
+    _fail(f"{where}{error.strerror}; {_REMEDIES[error.errno]}", 1)
   except KeyboardInterrupt as error:
     _fail(str(error) or "interrupted", 130)
   print(json.dumps(result), flush=True)
@@ -113,10 +140,33 @@ def _help(main: Callable[..., dict]) -> str:
   return "\n".join(lines)
 
 
-def _one_line(error: Exception) -> str:
+def _quieten_threads() -> None:
+  """Has what fails in a library's thread said in a line.
+
+  The main thread hears of it as well, and ends with an error of its own.
+  """
+
+  @functools.cache
+  def say(text: str) -> None:
+    logging.getLogger("ssl_jax").warning("%s", text)
+
+  def hook(failed: Any) -> None:
+    say(f"{failed.exc_type.__name__}: {_one_line(failed.exc_value)[:200]}")
+
+  threading.excepthook = hook
+  sys.unraisablehook = hook  # Of TensorStore's threads.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  logging.getLogger().handlers[0].addFilter(
+    lambda record: record.name != "absl" or not record.exc_info
+  )
+
+
+def _one_line(error: BaseException | None) -> str:
   return " ".join(str(error).replace("\\n", " ").split())
 
 
 def _fail(message: str, status: int) -> None:
+  # The last line is this one.
+  threading.excepthook = sys.unraisablehook = lambda _: None
   print(f"error: {message}", file=sys.stderr, flush=True)
   sys.exit(status)

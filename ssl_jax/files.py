@@ -34,13 +34,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
   temporary = path.with_name(f"{path.name}.{os.getpid()}{_TORN}")
   data = content.encode() if isinstance(content, str) else content
   try:
-    with temporary.open("wb") as f:
+    with named(path), temporary.open("wb") as f:
       f.write(data)
       f.flush()
       os.fsync(f.fileno())
     temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+  """Has an OSError of the block name the file, as those of writes do not."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None and error.errno:
+      raise OSError(error.errno, error.strerror, str(path)) from error
     raise
 
 

@@ -10,6 +10,7 @@ A prepared corpus is a folder:
   skipped.jsonl      what was left out: id, reason
 """
 
+import errno
 import json
 import os
 import zlib
@@ -29,6 +30,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
 FORMAT = 1
+# What a write can fail of; else it is told as an error of the disk.
+_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _OPTIONS = "group_size:1,uncompressed"  # Any clip is one short read.
 
 
@@ -222,14 +225,18 @@ def write_shard(
   path.parent.mkdir(parents=True, exist_ok=True)
   # Of this process: what a killed one left running may still write its own.
   part = path.with_suffix(f".{os.getpid()}.part")
-  writer = ArrayRecordWriter(str(part), _OPTIONS)
   lines = []
-  for about, audio in clips:
-    data = np.ascontiguousarray(audio, "<i2").tobytes()
-    writer.write(data)
-    facts = {"num_samples": len(audio), "crc32": zlib.crc32(data)}
-    lines.append(json.dumps(about | facts) + "\n")
-  writer.close()
+  try:
+    writer = ArrayRecordWriter(str(part), _OPTIONS)
+    for about, audio in clips:
+      data = np.ascontiguousarray(audio, "<i2").tobytes()
+      writer.write(data)
+      facts = {"num_samples": len(audio), "crc32": zlib.crc32(data)}
+      lines.append(json.dumps(about | facts) + "\n")
+    writer.close()
+  except RuntimeError as error:  # The system's words are in ArrayRecord's.
+    code = next((n for n in _FAULTS if os.strerror(n) in str(error)), errno.EIO)
+    raise OSError(code, os.strerror(code), str(path)) from error
   part.replace(path)
   write_atomically(_shard(folder, shard, "jsonl"), "".join(lines))
 

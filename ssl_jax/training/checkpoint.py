@@ -1,11 +1,13 @@
 """Checkpoints: asynchronous, atomic; the last few and the best are kept."""
 
+import contextlib
 import json
 import logging
 import math
+import re
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +77,22 @@ class Checkpoints:
   def save(
     self, update: int, state: Any, counters: dict, valid_loss: float | None
   ) -> None:
-    """Starts a save; the arrays are copied before it returns."""
+    """Starts a save; the arrays are copied before it returns.
+
+    Raises:
+      UserError: this one or the last cannot be written.
+    """
     counters = counters | {"checksums": checksums(state)}
     counters["crc32"] = _crc32(counters)
-    self._manager.save(
-      update,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state),
-        counters=ocp.args.JsonSave(counters),
-      ),
-      metrics=None if valid_loss is None else {"valid_loss": valid_loss},
-    )
+    with self._written():
+      self._manager.save(
+        update,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state),
+          counters=ocp.args.JsonSave(counters),
+        ),
+        metrics=None if valid_loss is None else {"valid_loss": valid_loss},
+      )
 
   def restore(self, update: int, abstract_state: Any) -> tuple[Any, dict]:
     """Reads (state, counters) of `update` onto the shardings asked for.
@@ -168,12 +175,31 @@ class Checkpoints:
     (self._workdir / "checkpoints" / str(update)).rename(folder / str(update))
 
   def wait(self) -> None:
-    """Until the last save is complete on disk."""
-    self._manager.wait_until_finished()
+    """Until the last save is complete on disk.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with self._written():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save, then lets go."""
-    self._manager.close()
+    """Waits for the last save, as `wait` does, then lets go."""
+    with self._written():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _written(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Of many kinds, from threads and libraries.
+      said = " ".join(str(error).split())
+      reason = re.search(r"[A-Z][^:.]*(?= \[os_error_code)", said)
+      raise UserError(
+        f"a checkpoint cannot be written to {self._workdir / 'checkpoints'} "
+        f"({reason[0] if reason else said[:200]}): make room, or whatever it "
+        f"lacks; the same command goes on from update {self.latest() or 0}"
+      ) from error
 
 
 def restore_params(folder: Path, abstract_params: Any) -> Any:
@@ -253,11 +279,9 @@ def _verify(tree: Any, counters: dict) -> None:
   Raises:
     DamagedCheckpoint: it is not what was saved.
   """
-  if not isinstance(counters, dict):
-    raise DamagedCheckpoint("its counters are not those that were saved")
-  if not counters.keys() & {*_SEALS}:
+  if isinstance(counters, dict) and counters and not {*_SEALS} & {*counters}:
     return  # Of an older version.
-  if counters.get("crc32") != _crc32(counters):
+  if not counters or counters.get("crc32") != _crc32(counters):
     raise DamagedCheckpoint("its counters are not those that were saved")
   for path, value in checksums(tree).items():
     if counters["checksums"].get(path) != value:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
+from tensorboardX.summary import text as tensorboard_text
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
-from ssl_jax.files import read_jsonl, write_atomically
+from ssl_jax.files import named, read_jsonl, write_atomically
 from ssl_jax.training import tracking
 
 
@@ -45,9 +50,7 @@ class MetricsWriter:
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_atomically(path, text)
     self._file = path.open("a", buffering=1)
-    self._events = SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=update + 1
-    )
+    self._events = _Events(workdir / "tensorboard", update)
 
   def write(self, update: int, split: str, values: dict[str, Any]) -> None:
     """Writes one line; values are floats or ints, those not finite null."""
@@ -55,8 +58,7 @@ class MetricsWriter:
       return
     self._line(update, split, values)
     named = {f"{split}/{k}": v for k, v in values.items() if math.isfinite(v)}
-    for name, value in named.items():
-      self._events.add_scalar(name, value, update)
+    self._events.write(update, [scalar(k, v) for k, v in named.items()])
     if self._trackers:
       self._trackers.log(update, named)
 
@@ -72,7 +74,9 @@ class MetricsWriter:
     if not self._active:
       return
     self._line(update, split, values | {"text": text})
-    self._events.add_text(values.get("name", split), text, update)
+    self._events.write(
+      update, [tensorboard_text(values.get("name", split), text)]
+    )
 
   def _line(self, update: int, split: str, values: dict[str, Any]) -> None:
     known = {
@@ -80,7 +84,8 @@ class MetricsWriter:
       for k, v in values.items()
     }
     line = {"update": update, "split": split} | known
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    with named(Path(self._file.name)):
+      self._file.write(json.dumps(line, allow_nan=False) + "\n")
 
   def close(self) -> None:
     """Flushes all."""
@@ -88,8 +93,39 @@ class MetricsWriter:
       return
     if self._trackers:
       self._trackers.finish(None)
-    self._file.close()
-    self._events.close()
+    with contextlib.closing(self._events), named(Path(self._file.name)):
+      self._file.close()
+
+
+class _Events:
+  """TensorBoard's, written at once.
+
+  Not by its `SummaryWriter`, whose thread ends when a disk is full, upon which
+  the run would wait for it for ever.
+  """
+
+  def __init__(self, folder: Path, update: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._folder = folder
+    with named(folder):
+      self._file = EventsWriter(f"{folder}/events", f".{os.getpid()}")
+      # What an earlier process wrote of later updates is not shown.
+      start = SessionLog(status=SessionLog.START)
+      self._put(Event(step=update + 1, session_log=start))
+
+  def write(self, update: int, summaries: list[Summary]) -> None:
+    with named(self._folder):
+      for summary in summaries:
+        self._put(Event(step=update, summary=summary))
+      self._file.flush()
+
+  def _put(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._file.write_event(event)
+
+  def close(self) -> None:
+    with named(self._folder):
+      self._file.close()
 
 
 class Progress:
