@@ -19,7 +19,7 @@ _TICKS = 20  # In `timeout_s`.
 
 
 @contextlib.contextmanager
-def waiting(said: str, patience: float = 1) -> Iterator[Callable[[], None]]:
+def waiting(said: str, patience: float = 1) -> Iterator[Callable[..., None]]:
   """Ends this process if the block takes `timeout_s`.
 
   It cannot fail instead: a read that never returns cannot be left, and the
@@ -30,12 +30,13 @@ def waiting(said: str, patience: float = 1) -> Iterator[Callable[[], None]]:
     patience: in `timeout_s`.
 
   Yields:
-    What to call when something has moved: the time counts from there.
+    What to call when something has moved: the time counts from there, or not
+    at all if it is given infinity.
   """
-  left = most = round(patience * _TICKS)
+  left: float = round(patience * _TICKS)
   over = threading.Event()
 
-  def moved() -> None:
+  def moved(most: float = left) -> None:
     nonlocal left
     left = most
 

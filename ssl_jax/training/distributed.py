@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import signal
 import threading
@@ -119,7 +120,8 @@ def lost_processes(hint: str) -> Iterator[None]:
   """Ends this process soon after another one is lost, saying `hint`.
 
   A collective operation without one of its processes fails at once, or never
-  ends, as the network has it: then no `beat` comes for `timeout_s`.
+  ends, as the network has it: then no `beat` comes for `timeout_s`. Before the
+  first, JAX alone looks for lost ones, as compiling takes its time.
   """
   global _moved
   before, workers.goes_on = workers.goes_on, hint
@@ -130,6 +132,7 @@ def lost_processes(hint: str) -> Iterator[None]:
     # A little more than data is given, which has more to say.
     said = "a process of the run is lost or stuck"
     with workers.waiting(said, patience=1.1) as _moved:
+      _moved(math.inf)
       yield
   except jax.errors.JaxRuntimeError as error:
     if not many():
@@ -140,7 +143,7 @@ def lost_processes(hint: str) -> Iterator[None]:
     workers.goes_on = before
 
 
-def _moved() -> None:
+def _moved(most: float = 0) -> None:
   """What `beat` calls."""
 
 

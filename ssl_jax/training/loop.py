@@ -60,6 +60,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     return header
 
   with contextlib.ExitStack() as held:
+    goes_on = f"the same command with --workdir={workdir} goes on from its "
+    held.enter_context(
+      distributed.lost_processes(goes_on + "newest checkpoint")
+    )
     # A workdir is one run's, of one command at a time, and done once
     with distributed.first_alone("workdir"):
       workdir_lib.claim(workdir, config)
@@ -226,11 +230,8 @@ def _train(
     )
     stack.callback(batches.close)
     stack.enter_context(_resume_hint(workdir, checkpoints))
-    goes_on = f"the same command with --workdir={workdir} goes on"
-    stack.enter_context(
-      distributed.lost_processes(f"{goes_on} from its newest checkpoint")
-    )
     stop = stack.enter_context(distributed.StopRequest(mesh))
+    distributed.beat()
     if not first_update:
       values = evaluate(state["params"])
       writer.write(update, "valid", values)
@@ -302,7 +303,10 @@ def _train(
         checkpoints.wait()
         if stop.interrupted:
           raise KeyboardInterrupt
-        progress.print(f"stopped at update {update} of {updates}: {goes_on}")
+        progress.print(
+          f"stopped at update {update} of {updates}: the same command with "
+          f"--workdir={workdir} goes on"
+        )
         return {
           "workdir": str(workdir),
           "updates": update,
