@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ssl_jax.errors import UserError
 
 _TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
+_ATTEMPTS = 30  # At a lock, a tenth of a second each.
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -74,16 +76,20 @@ def alone(folder: Path, said: str) -> Iterator[None]:
       f"{said} cannot be used ({error}): choose another"
     ) from error
   with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      lock.seek(0)
-      raise UserError(
-        f"{said}: {lock.read(100) or 'another process'} is at work there: wait "
-        "for it, or choose another"
-      ) from error
-    except OSError:
-      pass  # A file system without locks.
+    for attempt in range(_ATTEMPTS):  # What was just killed may be dying yet.
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError as error:
+        if attempt == _ATTEMPTS - 1:
+          lock.seek(0)
+          who = lock.read(100) or "another process"
+          raise UserError(
+            f"{said}: {who} is at work there: wait for it, or choose another"
+          ) from error
+        time.sleep(0.1)
+      except OSError:
+        break  # A file system without locks.
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()

@@ -6,8 +6,11 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import threading
+import time
 from pathlib import Path
 
+PARENT = "SSL_JAX_PARENT"  # The variable with the id of such a process.
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -16,7 +19,8 @@ def prepare() -> None:
   """Keeps compiled programs for the next process and memory for the next step.
 
   Compiled programs lie in ~/.cache/ssl_jax/compiled, or where
-  JAX_COMPILATION_CACHE_DIR says; nowhere, if that cannot be written.
+  JAX_COMPILATION_CACHE_DIR says; nowhere, if that cannot be written. A process
+  that another started as `PARENT` says ends with it, even if it is killed.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = _compiled()
@@ -26,6 +30,14 @@ def prepare() -> None:
       os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
   if not _has_accelerator():
     keep_freed_memory()
+  if parent := os.environ.pop(PARENT, ""):
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+  while os.getppid() == parent:
+    time.sleep(0.5)
+  os._exit(1)
 
 
 def keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import config as config_lib
+from ssl_jax import host
 from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
@@ -178,7 +180,7 @@ def _train(
       command + run.flags,
       stdout=subprocess.DEVNULL,
       stderr=log,
-      env=environment,
+      env=environment | {host.PARENT: str(os.getpid())},
     )
     try:
       shared = run.facts["flops"] - run.facts["own_flops"]
