@@ -139,7 +139,7 @@ class Batches:
       with workers.waiting(_STUCK):
         return next(self._iterator)
     except MemoryError as error:
-      raise UserError(
+      raise workers.Lost(
         f"no memory is left to read audio ({error}); {workers.goes_on}, and "
         "needs less with a lower config.loader.prefetch"
       ) from error

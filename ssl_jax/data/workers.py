@@ -66,9 +66,13 @@ def give_up(message: str) -> None:
   os._exit(1)
 
 
-def lost(what: str) -> UserError:
+class Lost(UserError):
+  """What read the data is no longer there; others may be waiting for it."""
+
+
+def lost(what: str) -> Lost:
   """The error of a worker that did not end by itself."""
-  return UserError(
+  return Lost(
     f"{what} was lost, killed perhaps for want of memory; {goes_on}, and needs "
     "less with fewer workers"
   )

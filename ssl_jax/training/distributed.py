@@ -139,6 +139,10 @@ def lost_processes(hint: str) -> Iterator[None]:
       raise
     said = " ".join(str(error).split())[:200]
     workers.give_up(f"a process of the run was lost ({said}); {hint}")
+  except workers.Lost as error:
+    if many():  # JAX's way out would wait for the others, and they for this.
+      workers.give_up(str(error))
+    raise
   finally:
     workers.goes_on = before
 
