@@ -4,6 +4,7 @@ Threads, workers, processes and devices change when a clip is read and by whom,
 never what an update sees.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -123,6 +124,10 @@ class Batches:
 
   def __init__(self, iterator: grain.DatasetIterator):
     self._iterator = iterator
+    # One for all batches: starting a thread takes a while on a busy machine.
+    self._watched = contextlib.ExitStack()
+    self._waits = self._watched.enter_context(workers.waiting(_STUCK))
+    self._waits(math.inf)
     self.get_state = iterator.get_state
     self.set_state = iterator.set_state
 
@@ -135,9 +140,9 @@ class Batches:
     Raises:
       UserError: a worker was lost, or memory is short.
     """
+    self._waits()
     try:
-      with workers.waiting(_STUCK):
-        return next(self._iterator)
+      return next(self._iterator)
     except MemoryError as error:
       raise workers.Lost(
         f"no memory is left to read audio ({error}); {workers.goes_on}, and "
@@ -148,10 +153,13 @@ class Batches:
         what = "a process of config.loader.num_workers"
         raise workers.lost(what) from error
       raise
+    finally:
+      self._waits(math.inf)
 
   def close(self) -> None:
     """Ends threads and workers."""
-    with workers.waiting(_STUCK):
+    with self._watched:
+      self._waits()
       self._iterator.close()
 
 

@@ -33,19 +33,20 @@ def waiting(said: str, patience: float = 1) -> Iterator[Callable[..., None]]:
     What to call when something has moved: the time counts from there, or not
     at all if it is given infinity.
   """
-  left: float = round(patience * _TICKS)
+  most = round(patience * _TICKS)
+  now, end = 0, float(most)
   over = threading.Event()
 
-  def moved(most: float = left) -> None:
-    nonlocal left
-    left = most
+  def moved(ticks: float = most) -> None:
+    nonlocal end
+    end = now + ticks
 
   def watch() -> None:
     # In ticks: while this process itself is stopped, no time passes.
-    nonlocal left
+    nonlocal now
     while not over.wait(timeout_s / _TICKS):
-      left -= 1
-      if left <= 0:
+      now += 1
+      if now >= end:
         give_up(
           f"nothing has moved for {flag}{timeout_s:g} s: {said}; {goes_on}"
         )

@@ -47,15 +47,18 @@ from ssl_jax.data.source import AudioFiles
 import numpy as np, signal
 if __name__ == "__main__":
   paths = sorted(map(str, Path(sys.argv[1]).iterdir()))
-  workers.timeout_s = float(sys.argv[3])
+  timeout_s = workers.timeout_s = float(sys.argv[3])
   lengths = np.array(folder.probe_all(paths))
+  workers.timeout_s = 40.0  # Until all is started.
   source = AudioFiles(paths, paths, lengths, [{}] * len(paths), [])
   planned = plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0)
   signal.signal(signal.SIGTERM, lambda *_: None)
-  for batch in batches.make_iterator(
+  for i, batch in enumerate(batches.make_iterator(
     source, planned, 0, 10**9,
     num_threads=2, num_workers=int(sys.argv[2]), prefetch=2,
-  ):
+  )):
+    if i == 6:
+      workers.timeout_s = timeout_s
     print(len(batch["length"]), flush=True)
     time.sleep(0.02)
 """
@@ -217,7 +220,7 @@ def test_a_disk_that_is_gone_ends_the_process_in_time(
     fault.touch()
     seconds, err = end_within(20, process)
     assert process.returncode == 1
-    assert 2 < seconds < 10  # What is read ahead is used first.
+    assert 2 < seconds < 12  # What is read ahead is used first.
     assert_one_line(err, "for 3 s: no audio comes", "goes on")
     assert_gone(children)
 
@@ -247,7 +250,7 @@ def test_a_stopped_worker_ends_the_process_in_time(tmp_path, corpus):
     workers_of(children)[1].suspend()
     seconds, err = end_within(20, process)
     assert process.returncode == 1
-    assert 2 < seconds < 10
+    assert 2 < seconds < 12
     assert_one_line(err, "one of config.loader.num_workers stopped", "goes on")
     assert_gone(children)
     assert not shared_memory() - before
