@@ -7,6 +7,7 @@ Experiments in `configs/` start from `base()` and state what differs. Code reads
 import difflib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -239,8 +240,11 @@ def set_size(config: ConfigDict, size: str) -> None:
     UserError: it is neither.
   """
   size = str(size).removesuffix("%")
-  shape = SIZES.get(size) or tuple(map(int, re.findall(r"\d+", size)))
-  if size not in (*SIZES, "x".join(map(str, shape))) or len(shape) != 4:
+  shape = SIZES.get(size, ())
+  if re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){3}", size):
+    shape = tuple(map(int, size.split("x")))
+  if not shape:
+    size = size[:80]
     raise UserError(
       f"unknown size {size!r}; {nearest(size, SIZES)}, or layers, width, FFN "
       "and heads as in 3x96x192x4"
@@ -265,8 +269,8 @@ def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
     key, _, value = part.partition("=")
     if key not in defaults or not value:
       raise UserError(
-        f"config argument {part!r}: expected key=value; "
-        + nearest(key, defaults)
+        f"config argument {part[:80]!r}: expected key=value; "
+        + nearest(key[:80], defaults)
       )
     values[key] = value
   return values
@@ -279,12 +283,21 @@ def load(path: str) -> ConfigDict:
     UserError: there is no such file, or no such argument.
   """
   file, _, arg = path.partition(":")
-  if not Path(file).is_file():
+  if not os.path.isfile(file) or not file.endswith(".py"):
     raise UserError(f"no config file {file!r} (of {path!r})")
   spec = importlib.util.spec_from_file_location(Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(arg or None)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(arg or None)
+  except UserError:
+    raise
+  except Exception as error:  # Whatever is wrong with its code.
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise UserError(f"config {path!r} fails ({said})") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"config {path!r} is a {type(config).__name__}")
+  return config
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

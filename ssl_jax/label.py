@@ -72,7 +72,7 @@ def main() -> dict:
 
   config, layer = cli.FLAGS.config, _LAYER.value
   if layer.isdecimal():
-    layer = str(int(layer))  # 06 is 6.
+    layer = str(int(layer[:9]))  # 06 is 6.
   validate(config)
   if _FROM_KM.value:
     km = Path(_FROM_KM.value).expanduser()

@@ -19,7 +19,9 @@ def override(config: ConfigDict, given: Iterable[str]) -> None:
   flat = flatten(config)
   for key, text in values.items():
     if key not in flat:
-      raise UserError(f"unknown config key {key!r}; {nearest(key, flat)}")
+      raise UserError(
+        f"unknown config key {key[:80]!r}; {nearest(key[:80], flat)}"
+      )
     section, _, name = key.rpartition(".")
     place, old = config[section] if section else config, flat[key]
     try:
@@ -28,9 +30,12 @@ def override(config: ConfigDict, given: Iterable[str]) -> None:
       else:
         value = ast.literal_eval(text)
         place[name] = float(value) if isinstance(old, float) else value
-    except (ValueError, SyntaxError, TypeError) as error:  # Of a locked type.
+    except (
+      *(ValueError, SyntaxError, OverflowError, MemoryError, RecursionError),
+      TypeError,  # Of a locked type.
+    ) as error:
       kind = type(old).__name__
-      raise UserError(f"{key}={text!r}: expected a {kind}") from error
+      raise UserError(f"{key}={text[:80]!r}: expected a {kind}") from error
   clear_other_budgets(config, values)
 
 

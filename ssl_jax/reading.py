@@ -29,6 +29,15 @@ def read_bytes(path: Path, most: int = 0) -> bytes:
     return file.read()
 
 
+def check_file(path: Path) -> None:
+  """Checks that something is a file, before another opens it.
+
+  Raises:
+    OSError: there is none, or what is there is no file.
+  """
+  os.close(_open_file(str(path), os.O_RDONLY))
+
+
 def parse(data: bytes | str) -> Any:
   """What JSON says.
 

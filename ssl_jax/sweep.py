@@ -42,12 +42,17 @@ def main() -> dict:
   environment = dict(os.environ)
   # The accelerator is for the runs: this process only counts.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  from ssl_jax.errors import UsageError
+  from ssl_jax.errors import UsageError, UserError
   from ssl_jax.training import family
 
   if _INDEX.value >= _COUNT.value:
     raise UsageError(
       f"--index={_INDEX.value} is not below --count={_COUNT.value}"
+    )
+  if "flops" not in cli.FLAGS.config:
+    raise UserError(
+      f"--config={cli.FLAGS['config'].config_filename} is no family: give one "
+      "as configs/isoflop.py"
     )
   workdir = Path(_WORKDIR.value)
   groups = family.expand(cli.FLAGS.config, _SET.value, workdir)

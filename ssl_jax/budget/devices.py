@@ -86,9 +86,13 @@ def parse(device: str) -> tuple[str, int]:
   """
   name, _, count = device.lower().partition("-")
   if name not in _PEAK:
-    raise UserError(f"unknown --device={device!r}; {nearest(name, _PEAK)}")
-  if not re.fullmatch(r"[1-9]\d*|", count):
-    raise UserError(f"--device={device!r}: expected a number after the dash")
+    raise UserError(
+      f"unknown --device={device[:80]!r}; {nearest(name[:80], _PEAK)}"
+    )
+  if not re.fullmatch(r"[1-9][0-9]{0,8}|", count):
+    raise UserError(
+      f"--device={device[:80]!r}: expected a number after the dash"
+    )
   number = int(count or 1)
   if name in ("v4", "v5p") and count:
     number = max(1, number // 2)

@@ -1,6 +1,5 @@
 """Which model, how much data and how many updates a budget buys."""
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import reading
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
@@ -32,16 +32,19 @@ def read_runs(folder: Path) -> list[Point]:
 
 def _read_run(workdir: Path) -> Point:
   try:
-    result = json.loads((workdir / "result.json").read_text())
-    config = json.loads((workdir / "config.json").read_text())
-    return Point(
+    result = reading.read_object(workdir / "result.json")
+    config = reading.read_object(workdir / "config.json")
+    point = Point(
       float(result["params"]),
       float(result["audio_seconds"]),
       float(result["valid_loss"]),
       setting_of(ConfigDict(config)),
     )
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-    said = " ".join(str(error).split())
+    if not all(0 < x < 1e30 for x in point[:3]):
+      raise ValueError("params, audio_seconds or valid_loss is no such number")
+    return point
+  except Exception as error:  # Of many kinds: whatever the files hold.
+    said = " ".join(str(error).split())[:200]
     raise UserError(
       f"--runs: {workdir} cannot be read as a run of this version ({said}); "
       "leave it out"

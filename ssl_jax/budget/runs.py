@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_jax import reading
 from ssl_jax.config import SIZES
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
@@ -109,7 +110,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
   """
   found, broken = {}, {}
   for folder in folders:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
       raise UserError(f"{folder}: no such folder; give one that holds runs")
     for workdir in _workdirs(folder):
       name = str(workdir.relative_to(folder))
@@ -119,8 +120,8 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
         name = f"{folder.resolve().name}/{name}"
       try:
         found.setdefault(workdir.resolve(), _read(workdir, name))
-      except (OSError, ValueError, LookupError, TypeError) as error:
-        said = " ".join(str(error).split())
+      except Exception as error:  # Of many kinds: the files may hold anything.
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         broken[str(workdir)] = (
           f"no {said} in metrics.jsonl" if isinstance(error, KeyError) else said
         )
@@ -161,14 +162,17 @@ def _is_other_model(path: Path, files: set[str]) -> bool:
   if files & (_FILES - {"config.json"}):
     return False
   try:
-    return "model_type" in json.loads((path / "config.json").read_text())
-  except (OSError, ValueError, TypeError):
+    return "model_type" in reading.read_object(path / "config.json")
+  except (OSError, ValueError):
     return False
 
 
 def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
   """A run without its series, and its setting."""
-  lines = [x for x in read_jsonl(workdir / "metrics.jsonl") if "update" in x]
+  metrics = workdir / "metrics.jsonl"
+  if metrics.exists():
+    reading.check_file(metrics)
+  lines = [x for x in read_jsonl(metrics) if "update" in x]
   if not (workdir / "result.json").exists():
     reached = max((line["update"] for line in lines), default=0)
     at = f" (at update {reached:,})" if reached else ""
@@ -243,14 +247,11 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
 
 def _json(workdir: Path, name: str) -> dict[str, Any]:
   try:
-    content = json.loads((workdir / name).read_text())
+    return reading.read_object(workdir / name)
   except FileNotFoundError:
     raise ValueError(f"no {name}") from None
   except ValueError as error:
     raise ValueError(f"{name} is not readable JSON ({error})") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{name} holds no JSON object")
-  return content
 
 
 def _number(result: dict[str, Any], key: str) -> float:

@@ -4,8 +4,8 @@ A directory holds config.json, preprocessor_config.json and safetensors; models
 with a head on top (ForCTC, ForPreTraining ...) give their encoder.
 """
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
+from ssl_jax import reading
 from ssl_jax.errors import UserError
 from ssl_jax.interop import hf_layout as layout
 from ssl_jax.models.backbone import Backbone
@@ -81,12 +82,15 @@ def read_heads(folder: Path) -> tuple[dict[str, Any], Any] | None:
     UserError: the directory cannot be read, or is damaged.
   """
   theirs = _read_json(folder / "config.json")
-  if "Wav2Vec2ForPreTraining" not in (theirs.get("architectures") or ()):
+  if "Wav2Vec2ForPreTraining" not in str(theirs.get("architectures")):
     return None
   sizes = {
     ours.split(".")[1]: theirs.get(key, value)
     for key, (ours, value) in layout.HEAD_KEYS.items()
   }
+  for key in ("num_groups", "num_codes", "code_dim", "final_dim"):
+    if type(sizes[key]) is not int or not 0 < sizes[key] <= 1 << 17:
+      raise UserError(f"{folder}/config.json: {key} is {sizes[key]!r}")
   groups, codes = sizes["num_groups"], sizes["num_codes"]
   code, final = sizes["code_dim"], sizes["final_dim"]
   shapes = {
@@ -161,7 +165,7 @@ def _read_config(folder: Path) -> ConfigDict:
       kind = type(config[section][name])
       config[section][name] = kind(value) if kind is float else value
     validate(config)
-  except (TypeError, ValueError, UserError) as error:
+  except (TypeError, ValueError, OverflowError, UserError) as error:
     said = " ".join(str(error).split())
     raise UserError(f"{folder}/config.json: {said}") from error
   return config
@@ -169,15 +173,12 @@ def _read_config(folder: Path) -> ConfigDict:
 
 def _read_json(path: Path) -> dict[str, Any]:
   try:
-    found = json.loads(path.read_text())
+    return reading.read_object(path)
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path} cannot be read ({error}): expected a directory that "
       "transformers' save_pretrained wrote"
     ) from error
-  if not isinstance(found, dict):
-    raise UserError(f"{path}: expected a JSON object")
-  return found
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -186,13 +187,16 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
 
   index = folder / f"{layout.WEIGHTS}.index.json"
   if index.exists():
-    files = sorted({*_read_json(index).get("weight_map", {}).values()})
+    placed = _read_json(index).get("weight_map")
+    if not isinstance(placed, dict):
+      raise UserError(f"{index}: expected a weight_map")
+    files = sorted({*map(str, placed.values())})
   else:
     files = [layout.WEIGHTS]
   weights = {}
   for file in files:
-    path = folder / Path(str(file)).name
-    if not path.exists():
+    path = folder / Path(file).name
+    if not os.path.isfile(path):
       raise UserError(
         f"{folder} holds no {path.name}: where it has pytorch_model.bin, load "
         "it in transformers and save_pretrained it again"
@@ -201,8 +205,9 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
       with safetensors.safe_open(path, framework="flax") as found:
         for name in found.keys():
           weights[name] = np.asarray(found.get_tensor(name), np.float32)
-    except safetensors.SafetensorError as error:
-      raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    except Exception as error:  # Of many kinds: tears, types, odd headers.
+      said = " ".join(str(error).split())[:200]
+      raise UserError(f"{path} is damaged ({said}): copy it again") from error
   return weights
 
 

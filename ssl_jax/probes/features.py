@@ -21,7 +21,7 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, num_frames
+from ssl_jax import SAMPLE_RATE, num_frames, reading
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
@@ -171,13 +171,22 @@ def _batches_done(
 ) -> int | None:
   """How many batches of a cache there are; None: it is to be begun."""
   try:
-    done = json.loads((cache / "progress.json").read_text())
+    done = reading.read_object(cache / "progress.json")
+    reading.check_file(cache / "features.npy")
     found = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
     size = (cache / "features.npy").stat().st_size
-  except (OSError, ValueError):
+  except Exception:  # Of many kinds; and all can be computed again.
     return None
-  whole = found.shape == shape and size == found.offset + found.nbytes
-  return done["batches"] if whole and done.get("plan") == plan else None
+  batches = done.get("batches")
+  whole = (
+    isinstance(found, np.memmap)
+    and (found.shape, found.dtype) == (shape, np.float16)
+    and size == found.offset + found.nbytes
+    and done.get("plan") == plan
+    and type(batches) is int
+    and batches >= 0
+  )
+  return batches if whole else None
 
 
 def _frames_of(encoder: Encoder, normalize: bool, pooled: bool) -> Any:

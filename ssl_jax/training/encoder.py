@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames
+from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.interop import hf
@@ -180,7 +180,7 @@ def load_encoder(path: Path | str) -> Encoder:
       config[section].update(saved[section])
     config.compute_dtype = saved["compute_dtype"]
     validate(config)
-  except (AttributeError, KeyError, TypeError, UserError) as error:
+  except Exception as error:  # Of many kinds: whatever an older file lacks.
     said = " ".join(str(error).split())
     raise UserError(
       f"{path}: config.json is not of this version ({said})"
@@ -213,22 +213,22 @@ def _origin(
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
   """The folder of a checkpoint, and the config it was trained with."""
   folder = path
-  if not (path.name.isdigit() and path.parent.name == "checkpoints"):
+  if not (path.name.isdecimal() and path.parent.name == "checkpoints"):
     saved = path / "checkpoints"
     updates = (
-      [int(p.name) for p in saved.iterdir() if p.name.isdigit()]
-      if saved.is_dir()
+      [int(p.name) for p in saved.iterdir() if p.name.isdecimal()]
+      if os.path.isdir(saved)
       else []
     )
     if not updates:
       meant = f", or {_HF}{path} for a directory of transformers"
       raise UserError(
         f"{path} holds no checkpoint: give the --workdir of a training run, or "
-        f"one of its checkpoints/UPDATE{meant if path.is_dir() else ''}"
+        f"one of its checkpoints/UPDATE{meant if os.path.isdir(path) else ''}"
       )
     folder = saved / str(max(updates))
   try:
-    config = json.loads((folder.parents[1] / "config.json").read_text())
+    config = reading.read_object(folder.parents[1] / "config.json")
   except (OSError, ValueError) as error:  # Not there, no text, no JSON.
     raise UserError(f"{path}: no readable config.json ({error})") from error
   return folder, config

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Sharding
 from tqdm import tqdm
 
-from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, num_frames
+from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
 from ssl_jax import config as config_lib
 from ssl_jax.data import manifest
 from ssl_jax.data.pieces import Pieces
@@ -43,7 +44,7 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
   clips = []
   for name in inputs:
     path = Path(name).expanduser()
-    if path.is_file() and path.suffix not in manifest.MANIFESTS:
+    if os.path.isfile(path) and path.suffix not in manifest.MANIFESTS:
       clips.append(manifest.Clip(path.name, str(path), {}))
     else:
       clips += manifest.find_clips(path, name)
@@ -99,7 +100,7 @@ def states_of(
   """
   identity = {"layer": layer, "params": encoder.origin["params"]}
   if layer.isdecimal():
-    return encoder.states(int(layer)), identity
+    return encoder.states(int(layer[:9])), identity
   all_states = encoder.all_states()
   if layer == "all":
     return lambda *clip: all_states(*clip).transpose(1, 2, 0, 3), identity
@@ -130,10 +131,12 @@ def _layer_weights(
       )
     probe = found[0]
   try:
-    result = json.loads(probe.read_text())
+    result = reading.read_object(probe)
     weights = [float(w) for w in result["layer_weights"]]
     theirs, normalized = result["origin"]["params"], bool(result["normalized"])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    if not all(abs(weight) < 1e30 for weight in weights):
+      raise ValueError("weights that are not finite")
+  except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
     raise UserError(
       f"--probe={probe} is no probe's result ({error})"
     ) from error
@@ -141,6 +144,11 @@ def _layer_weights(
     raise UserError(
       f"--probe={probe} is of another encoder, or another update: probe "
       f"{encoder.origin['path']} again"
+    )
+  if len(weights) != encoder.config.encoder.num_layers + 1:
+    raise UserError(
+      f"--probe={probe} has weights of {len(weights)} layers, not "
+      f"{encoder.config.encoder.num_layers + 1}"
     )
   return weights, normalized
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import reading
 from ssl_jax.config import decay_updates, flatten, to_json
 from ssl_jax.errors import UserError
 from ssl_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
@@ -32,19 +33,21 @@ def check(config: ConfigDict) -> None:
   workdir, update = Path(config.budget.trunk), branch_update(config)
   said = f"config.budget.trunk={str(workdir)!r}"
   try:
-    theirs = json.loads((workdir / "config.json").read_text())
-  except (OSError, json.JSONDecodeError) as error:
-    raise UserError(f"{said}: no readable config.json ({error})") from error
+    theirs = ConfigDict(reading.read_object(workdir / "config.json"))
+    decays = branch_update(theirs)
+  except Exception as error:  # Of many kinds: whatever the file holds.
+    raise UserError(
+      f"{said}: no readable config.json ({' '.join(str(error).split())[:200]})"
+    ) from error
   ours = flatten(ConfigDict(json.loads(to_json(config))))
   differing = [
     f"{key}: {value!r} there, {ours.get(key)!r} here"
-    for key, value in flatten(ConfigDict(theirs)).items()
+    for key, value in flatten(theirs).items()
     if value != ours.get(key) and not key.startswith(_OWN)
   ]
   if differing:
     raise UserError(f"{said} is of another config: {'; '.join(differing)}")
-  trunk = ConfigDict(theirs)
-  if update > (decays := branch_update(trunk)):
+  if update > decays:
     raise UserError(
       f"{said} decays from update {decays}, before this run would leave it at "
       f"{update}: branches must have smaller budgets than the trunk"

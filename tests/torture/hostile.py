@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ssl_jax.errors import UserError
 
 # For a longer run: SSL_JAX_FUZZ_EXAMPLES=5000.
-EXAMPLES = int(os.environ.get("SSL_JAX_FUZZ_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("SSL_JAX_FUZZ_EXAMPLES", "100"))
 fuzzed = settings(
   max_examples=EXAMPLES,
   derandomize=True,
@@ -22,8 +22,9 @@ fuzzed = settings(
   database=None,
   suppress_health_check=list(HealthCheck),
 )
+few = settings(fuzzed, max_examples=1 + EXAMPLES // 20)  # Of slow ones.
 
-SECONDS, MEMORY = 30, 3 << 30  # Of one call; of address space, and threads'.
+SECONDS, MEMORY = 60, 3 << 30  # Of one call; of address space, and threads'.
 
 # In place of any value of JSON.
 ODD = [
