@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ssl_jax.errors import UserError
 
 # For a longer run: SSL_JAX_FUZZ_EXAMPLES=5000.
-EXAMPLES = int(os.environ.get("SSL_JAX_FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("SSL_JAX_FUZZ_EXAMPLES", "50"))
 fuzzed = settings(
   max_examples=EXAMPLES,
   derandomize=True,
