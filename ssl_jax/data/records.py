@@ -147,6 +147,8 @@ def open_records(name: str, folder: Path) -> Records:
       clips += new
       shards += [shard] * len(new)
       places += range(len(new))
+    if len({clip["id"] for clip in clips}) < len(clips):
+      raise ValueError("two clips have one id")
   except (OSError, ValueError) as error:
     raise UserError(
       f"{name} is damaged ({error}): copy it again, or prepare it anew in "

@@ -72,6 +72,13 @@ def test_corpora_of_any_json_or_records(tmp_path_factory, data):
       (folder / name).write_bytes(content)
 
 
+def test_two_clips_of_one_id(tmp_path):
+  write_corpus(tmp_path)
+  lines = (tmp_path / "shards" / "00000.jsonl").read_bytes()
+  write_corpus(tmp_path, lines.replace(b'"b"', b'"a"'))
+  assert "one id" in told(used, tmp_path)
+
+
 def test_a_trillion_shards(tmp_path):
   header = write_corpus(tmp_path)
   for changes in ({"shards": 10**12}, {"shards": 10**12, "crc32": 10**12}):
