@@ -56,6 +56,16 @@ def draw_losses(workdir: Path) -> Path:
       for axes in (left, right):
         axes.axvline(line["update"], color="red", linestyle=":")
       left.plot([], [], ":", color="red", label=f"alarm: {line['name']}")
+  for kind, color in (("skipped", "red"), ("spike", "orange")):
+    if at := [line["update"] for line in lines if line["split"] == kind]:
+      left.plot(
+        at,
+        np.zeros(len(at)),  # At the bottom, whatever the losses are.
+        "|",
+        color=color,
+        transform=left.get_xaxis_transform(),
+        label=f"{kind}: {len(at)}",
+      )
   left.set(xlabel="update", ylabel="loss, nats", title=workdir.name)
   left.xaxis.set_major_locator(MaxNLocator(integer=True))
   right.set(xlabel="update", xscale="log", title=f"{main}, share of chance")
