@@ -55,13 +55,16 @@ def read_object(path: Path) -> dict[str, Any]:
 
   Raises:
     OSError: as of `read_bytes`.
-    ValueError: there is none in it, or one that is too large or too deep.
+    ValueError: there is none in it, or one that is too large or too deep, or
+      has text that is none.
   """
   found = parse(read_bytes(path, _MOST))
   if not isinstance(found, dict):
     raise ValueError(f"{path.name} holds no JSON object")
   if _is_deeper(found, _DEEPEST):
     raise ValueError(f"{path.name} is nested too deep")
+  # Half a character, which JSON can say, cannot be printed or drawn.
+  json.dumps(found, ensure_ascii=False).encode()
   return found
 
 

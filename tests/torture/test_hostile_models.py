@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -9,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hostile import ODD, assault, changed, damaged, few, fuzzed, told
+from hostile import (
+  ODD,
+  assault,
+  changed,
+  damaged,
+  few,
+  fuzzed,
+  link_to_itself,
+  link_to_zeros,
+  told,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import tiny
@@ -236,6 +247,15 @@ def test_checkpoints_of_any_bytes(workdir, data):
     told(load_encoder, workdir / "checkpoints" / "3")
   finally:
     path.write_bytes(kept)
+
+
+def test_a_checkpoint_that_would_be_waited_for(workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  (path,) = tmp_path.glob("checkpoints/3/state/manifest.ocdbt")
+  for put in (os.mkfifo, link_to_itself, link_to_zeros):
+    path.unlink()
+    put(path)
+    assert "is no file" in told(load_encoder, tmp_path)
 
 
 def test_folders_beside_checkpoints(workdir, tmp_path):

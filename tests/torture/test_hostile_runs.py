@@ -59,6 +59,15 @@ def test_no_run_hides_the_others(tmp_path, name):
   assert assault(odd / name, read) > 10
 
 
+def test_names_that_cannot_be_drawn(tmp_path):
+  odd = two_runs(tmp_path)
+  config = json.loads((odd / "config.json").read_text())
+  config["frontend"]["name"] = "\ud800"
+  (odd / "config.json").write_text(json.dumps(config))
+  found, broken = runs.read([tmp_path])
+  assert [run.name for run in found] == ["good"] and len(broken) == 1
+
+
 @fuzzed
 @given(st.data())
 def test_runs_of_any_json(tmp_path_factory, data):
