@@ -102,6 +102,7 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
+    _check_numbers()
     _check_local(rest)
     return rest
   except UserError as error:
@@ -111,6 +112,17 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
   except (AttributeError, KeyError) as error:
     # ml_collections names the nearest key, in a doubly quoted message.
     _fail("unknown config key: " + re.sub(r"[\\'\"]", "", _one_line(error)), 2)
+  except Exception as error:  # Of many kinds: the config is the user's code.
+    given = next((x for x in argv if x.startswith("--config=")), "--config")
+    said = f"{type(error).__name__}: {_one_line(error)[:200]}"
+    _fail(f"{given[:200]} fails ({said})", 2)
+
+
+def _check_numbers() -> None:
+  """Refuses nan, which no limit of a flag does, and what floats overflow of."""
+  for name, value in FLAGS.flag_values_dict().items():
+    if isinstance(value, float) and not abs(value) <= 1e30:
+      raise flags.Error(f"--{name}={value}: expected a number, up to 1e30")
 
 
 def _check_local(rest: list[str]) -> None:

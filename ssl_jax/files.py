@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ssl_jax import reading
 from ssl_jax.errors import UserError
 
 _TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
@@ -19,14 +19,28 @@ _ATTEMPTS = 30  # At a lock, a tenth of a second each.
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-  """The complete lines of a JSONL file; [] where there is none."""
-  lines = []
-  if path.exists():
-    for line in path.read_text().splitlines():
-      try:
-        lines.append(json.loads(line))
-      except json.JSONDecodeError:  # Cut short when its writer was killed.
+  """The objects of a JSONL file, less a last line cut short; [] without one.
+
+  Raises:
+    OSError: it cannot be read.
+    UserError: a line before the last is no JSON object.
+  """
+  lines: list[dict[str, Any]] = []
+  if not path.exists():
+    return lines
+  *whole, last = reading.read_bytes(path).split(b"\n")
+  for number, line in enumerate([*whole, last] if last else whole, 1):
+    try:
+      found = reading.parse(line)
+      if not isinstance(found, dict):
+        raise ValueError("no object")
+    except ValueError as error:
+      if number > len(whole):  # Cut short when its writer was killed.
         break
+      raise UserError(
+        f"{path}, line {number} is damaged ({error}): remove the line"
+      ) from error
+    lines.append(found)
   return lines
 
 
@@ -141,7 +155,7 @@ def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       write_atomically(path, identity)
-    elif path.read_text() != identity:
+    elif reading.read_bytes(path) != identity.encode():
       raise UserError(f"{flag}={folder} holds {held}: choose another")
   except OSError as error:
     raise UserError(

@@ -244,7 +244,7 @@ def test_each_question_has_its_figure(tmp_path):
 def test_one_run_without_curves_is_reported(tmp_path):
   folder = tmp_path / "only"
   write_run(folder, devices="eight", train_seconds=None, alarms=None)
-  (folder / "metrics.jsonl").write_text("[1]\n")
+  (folder / "metrics.jsonl").write_text("{}\n")
   rows, broken = runs.read([folder])
   assert rows[0].name == "only" and rows[0].share is None
   found = page.write(rows, broken, folder / "report", "T", 1.0)

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from ssl_jax import reading
 from ssl_jax.errors import UserError
 
 _log = logging.getLogger("ssl_jax")
@@ -102,6 +103,7 @@ class Checkpoints:
     """
     state, counters, problem = None, {}, ""
     try:
+      _check_files(self._workdir / "checkpoints" / str(update))
       restored = self._manager.restore(
         update,
         args=ocp.args.Composite(
@@ -219,6 +221,7 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
   )
   handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
   try:
+    _check_files(folder)
     restored = handler.restore(
       (folder / "state").absolute(),
       args=ocp.args.PyTreeRestore(
@@ -271,6 +274,13 @@ def _sum(array: jax.Array) -> jax.Array:
     stride = jnp.uint32(math.prod(array.shape[axis + 1 :]) % 2**32)
     place += stride * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
   return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+
+def _check_files(folder: Path) -> None:
+  """Raises an OSError for what would be waited for, as a FIFO, if opened."""
+  for path in folder.rglob("*"):
+    if not path.is_dir():
+      reading.check_file(path)
 
 
 def _verify(tree: Any, counters: dict) -> None:

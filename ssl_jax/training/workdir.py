@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
+from ssl_jax import reading
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
@@ -29,10 +30,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      _check_same(json.loads(path.read_text()), config, workdir)
+      _check_same(reading.read_object(path), config, workdir)
     else:
       write_atomically(path, config_lib.to_json(config) + "\n")
-  except (OSError, json.JSONDecodeError) as error:
+  except (OSError, ValueError, TypeError, AttributeError) as error:
     raise UserError(
       f"--workdir={workdir} cannot be used ({error}); choose another"
     ) from error
@@ -45,12 +46,13 @@ def claim_codebooks(workdir: Path, ids: list[str]) -> None:
     UserError: the labels were made anew since the run began.
   """
   path = workdir / "codebooks.json"
-  if path.exists() and json.loads(path.read_text()) != ids:
+  content = json.dumps(ids) + "\n"
+  if path.exists() and reading.read_bytes(path) != content.encode():
     raise UserError(
       f"--workdir={workdir} was begun with labels of other codebooks: bring "
       "those labels back, or choose another workdir"
     )
-  write_atomically(path, json.dumps(ids) + "\n")
+  write_atomically(path, content)
 
 
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
@@ -76,4 +78,10 @@ def write_result(workdir: Path, result: dict[str, Any]) -> None:
 def read_result(workdir: Path) -> dict[str, Any] | None:
   """What the finished run in `workdir` returned; None if it is not finished."""
   path = workdir / "result.json"
-  return json.loads(path.read_text()) if path.exists() else None
+  try:
+    return reading.read_object(path) if path.exists() else None
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path} is damaged ({error}): remove it, and the same command makes it "
+      "anew"
+    ) from error

@@ -22,6 +22,7 @@ LINES = [
   ("main", "--nothing"),
   ("main", "--config"),
   ("main", "--config=/dev/null"),
+  ("main", "--config=/etc/passwd"),
   ("main", f"--config={LONG}"),
   ("main", "--config=configs/smoke.py:size=../.."),
   ("main", "--config=configs/smoke.py:size=1x" + "9" * 5_000),
@@ -194,7 +195,7 @@ def said(tmp_path_factory):
     *(f"OUT{number}" for number in range(len(LINES))),
   }
   for path in inputs.glob("OUT*/*"):
-    assert path.name == "prepare.lock", path
+    assert path.name == "lock", path
   return [
     (
       int((folder / f"{number}.status").read_text()),

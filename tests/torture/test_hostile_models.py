@@ -255,7 +255,7 @@ def test_a_checkpoint_that_would_be_waited_for(workdir, tmp_path):
   for put in (os.mkfifo, link_to_itself, link_to_zeros):
     path.unlink()
     put(path)
-    assert "is no file" in told(load_encoder, tmp_path)
+    assert "cannot be read as this encoder" in told(load_encoder, tmp_path)
 
 
 def test_folders_beside_checkpoints(workdir, tmp_path):
