@@ -25,7 +25,7 @@ from ssl_jax import SAMPLE_RATE, num_frames, reading
 from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import named, write_atomically
 from ssl_jax.labelling import frames
 from ssl_jax.training import sharding
 
@@ -120,6 +120,7 @@ def extract(
   if start is None:
     _make_room(folder, cache, 2 * int(np.prod(shape)), config.features.cache_gb)
     values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    _reserve(path)
     write_atomically(progress, json.dumps({"batches": 0, "plan": plan}))
     start = 0
   else:
@@ -164,6 +165,13 @@ def extract(
     )
   fcntl.flock(lock, fcntl.LOCK_SH)
   return Features(values, offsets, lock)
+
+
+def _reserve(path: Path) -> None:
+  """Takes the room of a file; on a disk that fills up its map would crash."""
+  if hasattr(os, "posix_fallocate"):  # macOS lacks it.
+    with named(path), path.open("r+b") as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _batches_done(

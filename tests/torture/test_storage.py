@@ -422,3 +422,37 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, whole):
   process.communicate()
   finish(start_main(workdir, *args, **leaping, YEARS="-1"))
   assert reproducible(workdir) == whole[0]
+
+
+@needs_mount
+@pytest.mark.slow
+def test_features_that_find_the_disk_full_end_a_probe(tmp_path):
+  """Also where the room was taken after it was looked for."""
+  script = tmp_path / "probe.py"
+  script.write_text(
+    textwrap.dedent("""
+      import collections, os, shutil, sys
+      from ssl_jax import cli, probe
+      usage = collections.namedtuple("usage", "total used free")
+      if os.statvfs(sys.argv[-1].split("=")[1]).f_blocks < 1_000:
+        shutil.disk_usage = lambda _: usage(1e12, 0, 1e12)
+      cli.define_config()
+      cli.run(probe.main)
+    """)
+  )
+  first, second = on_small_disk(
+    tmp_path / "disk",
+    "200k",
+    MORE_ROOM,
+    str(script),
+    f"--config={ROOT}/configs/probe.py:task=pr",
+    "--config.fit.updates=4",
+    "--config.fit.eval_every=2",
+    "--config.fit.num_seeds=1",
+    "--encoder=logmel",
+    f"--out={tmp_path}/out",
+    f"--cache={tmp_path}/disk",
+  )
+  assert_clear(*first)
+  assert "features.npy: No space left on device" in first[1]
+  assert second[0] == 0, second[2]
