@@ -50,6 +50,7 @@ def main(inputs: list[str]) -> dict:
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax import FRAME_HOP, num_frames
   from ssl_jax.errors import UsageError
+  from ssl_jax.files import alone
   from ssl_jax.training import extract, sharding
   from ssl_jax.training.encoder import load_encoder
 
@@ -74,9 +75,10 @@ def main(inputs: list[str]) -> dict:
   else:
     by_row = sharding.by_row(sharding.make_mesh())
     out = Path(_OUT.value).expanduser()
-    result |= extract.extract(
-      source, states, identity, _FORMAT.value, out, by_row
-    )
+    with alone(out, f"--out={_OUT.value}"):
+      result |= extract.extract(
+        source, states, identity, _FORMAT.value, out, by_row
+      )
   logging.getLogger("ssl_jax").info(
     "%s files of %.4g h, %.3g GB%s; %d clips skipped",
     f"{result['files']:,}",
