@@ -39,6 +39,10 @@ _REMEDIES = {
   errno.EIO: f"check the disk; {_GO_ON}",
   errno.ESTALE: f"mount it again; {_GO_ON}",
   errno.ENAMETOOLONG: "give a shorter name",
+  **dict.fromkeys(
+    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
+    "remove what is in its place, or choose another",
+  ),
 }
 
 
@@ -153,7 +157,7 @@ def _help(main: Callable[..., dict]) -> str:
 
 
 def _quieten_threads() -> None:
-  """Has what fails in a library's thread said in a line.
+  """Has what a disk does to a library's thread said in a line, once.
 
   The main thread hears of it as well, and ends with an error of its own.
   """
@@ -162,14 +166,30 @@ def _quieten_threads() -> None:
   def say(text: str) -> None:
     logging.getLogger("ssl_jax").warning("%s", text)
 
-  def hook(failed: Any) -> None:
-    say(f"{failed.exc_type.__name__}: {_one_line(failed.exc_value)[:200]}")
+  def quieter(default: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def hook(failed: Any) -> None:
+      if _is_of_disk(failed.exc_value):
+        say(f"{failed.exc_type.__name__}: {_one_line(failed.exc_value)[:200]}")
+      else:
+        default(failed)
 
-  threading.excepthook = hook
-  sys.unraisablehook = hook  # Of TensorStore's threads.
+    return hook
+
+  threading.excepthook = quieter(threading.__excepthook__)
+  sys.unraisablehook = quieter(sys.__unraisablehook__)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   logging.getLogger().handlers[0].addFilter(
-    lambda record: record.name != "absl" or not record.exc_info
+    lambda record: not (record.exc_info and _is_of_disk(record.exc_info[1]))
+  )
+
+
+def _is_of_disk(error: BaseException | None) -> bool:
+  # The last two of TensorStore, and what its threads meet afterwards.
+  said = str(error)
+  return (
+    isinstance(error, OSError)
+    or "os_error_code" in said
+    or "Event loop is closed" in said
   )
 
 

@@ -1,7 +1,9 @@
 """Files that survive a kill: written whole or not at all, read up to a tear."""
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import platform
 import shutil
@@ -15,7 +17,8 @@ from ssl_jax import reading
 from ssl_jax.errors import UserError
 
 _TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
-_ATTEMPTS = 30  # At a lock, a tenth of a second each.
+_log = logging.getLogger("ssl_jax")
+_ATTEMPTS = 50  # At a lock, a tenth of a second each.
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -47,7 +50,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
   # Of this process: others may write the same file.
-  temporary = path.with_name(f"{path.name}.{os.getpid()}{_TORN}")
+  mine = f"{platform.node()}.{os.getpid()}{_TORN}"
+  temporary = path.with_name(f"{path.name}.{mine}")
   data = content.encode() if isinstance(content, str) else content
   try:
     with named(path), temporary.open("wb") as f:
@@ -102,12 +106,21 @@ def alone(folder: Path, said: str) -> Iterator[None]:
             f"{said}: {who} is at work there: wait for it, or choose another"
           ) from error
         time.sleep(0.1)
-      except OSError:
-        break  # A file system without locks.
+      except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+          raise
+        _log.warning(
+          "%s: this file system has no locks: start no second command there",
+          said,
+        )
+        yield
+        return
+    if not (folder / "lock").exists():  # Whoever had it removed the folder.
+      raise UserError(f"{said} was just removed: run the command again")
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
-    for torn in (*folder.glob(f"*{_TORN}"), *folder.glob(f"*/*{_TORN}")):
+    for torn in folder.rglob(f"*{_TORN}"):
       torn.unlink(missing_ok=True)
     yield
 

@@ -6,10 +6,12 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import signal
 import threading
 import time
 from pathlib import Path
 
+stopping = threading.Event()  # Whether this process was told to stop soon.
 PARENT = "SSL_JAX_PARENT"  # The variable with the id of such a process.
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -20,7 +22,7 @@ def prepare() -> None:
 
   Compiled programs lie in ~/.cache/ssl_jax/compiled, or where
   JAX_COMPILATION_CACHE_DIR says; nowhere, if that cannot be written. A process
-  that another started as `PARENT` says ends with it, even if it is killed.
+  that another started as `PARENT` says stops when that one is gone.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = _compiled()
@@ -37,7 +39,8 @@ def prepare() -> None:
 def _end_with(parent: int) -> None:
   while os.getppid() == parent:
     time.sleep(0.5)
-  os._exit(1)
+  if not stopping.is_set():  # Else it was told as well: a second time kills.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def keep_freed_memory() -> None:

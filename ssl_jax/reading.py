@@ -1,5 +1,6 @@
 """Files of others: read whole, or an error of one of two kinds."""
 
+import errno
 import json
 import os
 import stat
@@ -72,7 +73,7 @@ def _open_file(path: str, flags: int) -> int:
   number = os.open(path, flags | os.O_NONBLOCK)
   if not stat.S_ISREG(os.fstat(number).st_mode):
     os.close(number)
-    raise OSError(f"{path} is not a file")
+    raise OSError(errno.EINVAL, "is not a file", path)
   return number
 
 

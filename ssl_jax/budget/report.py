@@ -83,7 +83,7 @@ def curve(workdir: Path, run: str) -> dict[str, Any]:
   """The training curve of a run, as `curves/` keeps those of healthy ones."""
   lines = read_jsonl(workdir / "metrics.jsonl")
   name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
-  lines = [line for line in lines if line["split"] == "train"]
+  lines = [x for x in lines if x["split"] == "train" and x["loss"] is not None]
   keys = {"update": "update", "main": OBJECTIVES[name].main, "chance": "chance"}
   return {"run": run} | {
     key: [round(line[field], 4) for line in lines]

@@ -24,6 +24,7 @@ SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
 _FREE = ("seed", "budget", "checkpoint", "eval", "loader", "log")
 _FREE_KEYS = (
   *("dir", "valid_dir", "mesh", "microbatches", "remat", "scan_layers"),
+  "max_skipped_updates",
 )
 _FILES = {"result.json", "config.json", "metrics.jsonl"}
 

@@ -111,7 +111,8 @@ def make_iterator(
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # grain reads its own flags.
     # Who clears up after killed workers would say so below the error.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions += [quiet] * (quiet not in sys.warnoptions)
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers), _start_worker
     )

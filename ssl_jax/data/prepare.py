@@ -86,9 +86,11 @@ def prepare(
       pool.submit(_write, folder, shard, *_part(source, shards[shard])): shard
       for shard in todo
     }
-    for done in concurrent.futures.as_completed(waiting):
-      done.result()
-      bar.update(len(shards[waiting[done]]))
+    with workers.waiting("no audio comes; is its disk there?") as moved:
+      for done in concurrent.futures.as_completed(waiting):
+        done.result()
+        moved()
+        bar.update(len(shards[waiting[done]]))
   return _finish(folder, len(shards), skipped)
 
 
@@ -108,7 +110,8 @@ def alone(folder: Path) -> Iterator[None]:
       yield
     except BaseException:
       if [*folder.iterdir()] == [folder / "lock"]:  # Nothing came of it.
-        shutil.rmtree(folder)
+        (folder / "lock").unlink()
+        folder.rmdir()
       raise
 
 

@@ -1,5 +1,6 @@
 """Warnings about runs that learn nothing, with what to change."""
 
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -27,13 +28,15 @@ class Alarms:
     self._since: dict[str, list[int]] = {}  # Updates of the lines in a row.
     self._told: set[str] = set()
     for line in history:
-      if line["split"] == "train" and line[objective.main] is not None:
+      if line.get("split") == "train":
         self.check(line["update"], line)
 
   def check(self, update: int, values: dict[str, Any]) -> dict[str, str]:
     """Symptoms that a line of training metrics makes an alarm: {name: text}."""
-    symptoms = self._objective.symptoms(values)
     main, chance = values[self._objective.main], values["chance"]
+    if main is None or math.isnan(main):
+      return {}  # Every update of the line was skipped.
+    symptoms = self._objective.symptoms(values)
     if main > (1 - _MARGIN) * chance and update > warmup_updates(self._config):
       symptoms["chance"] = (
         f"{self._objective.main} {main:.3f} is at chance ({chance:.3f}) since "

@@ -1,9 +1,9 @@
 """Checkpoints: asynchronous, atomic; the last few and the best are kept."""
 
 import contextlib
+import errno
 import json
 import logging
-import math
 import re
 import shutil
 import zlib
@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax import reading
 from ssl_jax.errors import UserError
+from ssl_jax.training.checksums import checksums
 
 _log = logging.getLogger("ssl_jax")
-_SEALS = ("checksums", "crc32")  # In the counters, beside what they count.
+_SEALS = {"checksums", "crc32"}  # In the counters, beside what they count.
+_COUNTED = {"flops", "wall_seconds"}  # Of all versions.
+# Faults of the machine, not of the files.
+_PASSING = {
+  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
+  *(errno.EACCES, errno.EPERM, errno.ETIMEDOUT),
+}
 
 
 class DamagedCheckpoint(Exception):
-  """One that cannot be read, or is not what was saved; the message says why."""
+  """One that is not what was saved; the message says why."""
 
 
 class Checkpoints:
@@ -45,11 +52,10 @@ class Checkpoints:
       keep: the last so many, beside the best; None: only reads.
       at: updates whose checkpoints are kept as well.
     """
-    self._workdir = workdir
-    path = (workdir / "checkpoints").absolute()
+    self._folder = (workdir / "checkpoints").absolute()
     if keep is None:
       options = ocp.CheckpointManagerOptions(create=False)
-      self._manager = ocp.CheckpointManager(path, options=options)
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
       return
     best = policies.BestN(
       get_metric_fn=lambda metrics: metrics["valid_loss"],
@@ -58,7 +64,7 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     self._manager = ocp.CheckpointManager(
-      path,
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
           [policies.LatestN(keep), best, policies.CustomSteps(at)]
@@ -98,30 +104,30 @@ class Checkpoints:
   def restore(self, update: int, abstract_state: Any) -> tuple[Any, dict]:
     """Reads (state, counters) of `update` onto the shardings asked for.
 
-    Raises:
-      DamagedCheckpoint: on all processes, if any of them cannot read it.
+    Raises, alike on all processes of a run:
+      DamagedCheckpoint: it is not what was saved.
+      UserError: the machine cannot read it now.
     """
-    state, counters, problem = None, {}, ""
+    folder = self._folder / str(update)
+    state, counters, problem, passing = None, {}, "", False
     try:
-      _check_files(self._workdir / "checkpoints" / str(update))
-      restored = self._manager.restore(
-        update,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(
-            abstract_state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(
-              abstract_state
-            ),
-          ),
-          counters=ocp.args.JsonRestore(),
-        ),
-      )
-      state, counters = restored["state"], restored["counters"]
+      counters = _read_counters(folder)
+      if not _COUNTED <= {*counters}:
+        raise ValueError("its counters lack what a run counts")
+      state = _read_arrays(folder, abstract_state)
     except Exception as error:  # Of many kinds; of a torn array, just that.
       problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    lost = multihost_utils.process_allgather(jnp.array(bool(problem)))
-    if problem or lost.any():
-      raise DamagedCheckpoint(problem or "another process cannot read it")
+      passing = _is_passing(error)
+    bad = multihost_utils.process_allgather(np.array([bool(problem), passing]))
+    any_bad, any_passing = np.reshape(bad, (-1, 2)).any(axis=0)
+    problem = problem or "another process cannot read it"
+    if any_passing:
+      raise UserError(
+        f"{folder} cannot be read now ({problem}); when it can, the same "
+        "command goes on"
+      )
+    if any_bad:
+      raise DamagedCheckpoint(problem)
     _verify(state, counters)
     return state, {k: v for k, v in counters.items() if k not in _SEALS}
 
@@ -140,7 +146,8 @@ class Checkpoints:
       None where there is no checkpoint.
 
     Raises:
-      UserError: there are some, and none is whole; they stay where they are.
+      UserError: there are some, and none is whole, or the machine cannot read
+        them now; they stay where they are.
     """
     damaged: dict[int, str] = {}
     for update in sorted(self.all(), reverse=True):
@@ -149,15 +156,14 @@ class Checkpoints:
       except DamagedCheckpoint as error:
         damaged[update] = str(error)
         continue
+      aside = self._folder.parent / "damaged"
       for other, problem in damaged.items():
-        _log.warning(
-          "checkpoint %d is damaged (%s): moved to %s",
-          other,
-          problem,
-          self._workdir / "damaged",
-        )
+        said = "checkpoint %d is damaged (%s): moved to %s"
+        _log.warning(said, other, problem, aside)
         if is_first:
-          self._put_aside(other)
+          aside.mkdir(exist_ok=True)
+          shutil.rmtree(aside / str(other), ignore_errors=True)
+          (self._folder / str(other)).rename(aside / str(other))
       if damaged:
         multihost_utils.sync_global_devices("damaged")
         self._manager.reload()
@@ -166,15 +172,9 @@ class Checkpoints:
       return None
     said = "; ".join(f"update {at}: {why}" for at, why in damaged.items())
     raise UserError(
-      f"no checkpoint in {self._workdir / 'checkpoints'} can be read ({said}): "
-      "bring one back, or remove the folder to start over"
+      f"no checkpoint in {self._folder} can be read ({said}): bring one back, "
+      "or remove the folder to start over"
     )
-
-  def _put_aside(self, update: int) -> None:
-    folder = self._workdir / "damaged"
-    folder.mkdir(exist_ok=True)
-    shutil.rmtree(folder / str(update), ignore_errors=True)
-    (self._workdir / "checkpoints" / str(update)).rename(folder / str(update))
 
   def wait(self) -> None:
     """Until the last save is complete on disk.
@@ -194,11 +194,13 @@ class Checkpoints:
   def _written(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # Of many kinds, from threads and libraries.
+    except (OSError, ValueError) as error:  # TensorStore's are of the second.
       said = " ".join(str(error).split())
       reason = re.search(r"[A-Z][^:.]*(?= \[os_error_code)", said)
+      if not reason and not isinstance(error, OSError):
+        raise
       raise UserError(
-        f"a checkpoint cannot be written to {self._workdir / 'checkpoints'} "
+        f"a checkpoint cannot be written to {self._folder} "
         f"({reason[0] if reason else said[:200]}): make room, or whatever it "
         f"lacks; the same command goes on from update {self.latest() or 0}"
       ) from error
@@ -219,17 +221,8 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     {"params": abstract_params},
   )
-  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
   try:
-    _check_files(folder)
-    restored = handler.restore(
-      (folder / "state").absolute(),
-      args=ocp.args.PyTreeRestore(
-        wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
-      ),
-    )
+    restored = _read_arrays(folder, wanted, partial=True)
   except Exception as error:  # Of many kinds; of a torn array, just that.
     said = " ".join(str(error).split())[:200]
     raise UserError(
@@ -237,8 +230,7 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
       "config.json its own?"
     ) from error
   try:
-    counters = json.loads((folder / "counters" / "metadata").read_bytes())
-    _verify(restored, counters)
+    _verify(restored, _read_counters(folder))
   except (OSError, ValueError, DamagedCheckpoint) as error:
     raise UserError(
       f"{folder} is damaged ({error}): give an older one, as "
@@ -247,57 +239,57 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
   return restored["params"]
 
 
-def checksums(tree: Any) -> dict[str, int]:
-  """Of each array, a number that any other bits would change: {path: uint32}.
-
-  The sum, modulo 2^32, of its elements' bits times 2 i + 1, i the place: the
-  same however the array is sharded, and another if one element differs.
-  """
-  paths, arrays = zip(*jax.tree_util.tree_leaves_with_path(tree))
-  sums = jax.device_get(_sums(arrays))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
-    for path, value in zip(paths, sums)
-  }
-
-
-@jax.jit
-def _sums(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-  return [_sum(array) for array in arrays]
-
-
-def _sum(array: jax.Array) -> jax.Array:
-  unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-  place = jnp.zeros(array.shape, jnp.uint32)
-  for axis in range(array.ndim):  # Not by reshaping, which gathers shards.
-    stride = jnp.uint32(math.prod(array.shape[axis + 1 :]) % 2**32)
-    place += stride * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-  return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
-
-
-def _check_files(folder: Path) -> None:
-  """Raises an OSError for what would be waited for, as a FIFO, if opened."""
+def _read_arrays(folder: Path, wanted: Any, partial: bool = False) -> Any:
+  # By the handler: what is around it waits for other processes, which may have
+  # failed.
   for path in folder.rglob("*"):
     if not path.is_dir():
-      reading.check_file(path)
+      reading.check_file(path)  # A FIFO would be waited for.
+  return ocp.PyTreeCheckpointHandler().restore(
+    (folder / "state").absolute(),
+    args=ocp.args.PyTreeRestore(
+      wanted,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+      partial_restore=partial,
+    ),
+  )
+
+
+def _read_counters(folder: Path) -> dict[str, Any]:
+  """The counters, which are what was saved.
+
+  Raises:
+    OSError: there are none.
+    ValueError: they are damaged.
+  """
+  counters = reading.read_object(folder / "counters" / "metadata")
+  sealed = bool(_SEALS & {*counters})  # Else of an older version.
+  if sealed and counters.get("crc32") != _crc32(counters):
+    raise ValueError("its counters are not those that were saved")
+  return counters
 
 
 def _verify(tree: Any, counters: dict) -> None:
-  """Checks what was read of a checkpoint against its counters.
+  """Checks arrays that were read against the checkpoint's counters.
 
   Raises:
-    DamagedCheckpoint: it is not what was saved.
+    DamagedCheckpoint: they are not what was saved.
   """
-  if isinstance(counters, dict) and counters and not {*_SEALS} & {*counters}:
-    return  # Of an older version.
-  if not counters or counters.get("crc32") != _crc32(counters):
-    raise DamagedCheckpoint("its counters are not those that were saved")
-  for path, value in checksums(tree).items():
-    if counters["checksums"].get(path) != value:
-      raise DamagedCheckpoint(f"{path} is not what was saved")
+  if "checksums" in counters:
+    for path, value in checksums(tree).items():
+      if counters["checksums"].get(path) != value:
+        raise DamagedCheckpoint(f"{path} is not what was saved")
 
 
 def _crc32(counters: dict) -> int:
   counted = {k: v for k, v in counters.items() if k != "crc32"}
   return zlib.crc32(json.dumps(counted, sort_keys=True).encode())
+
+
+def _is_passing(error: Exception) -> bool:
+  """Whether it is the machine's fault, and the files may be whole."""
+  if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+    return True
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  number = int(code[1]) if code else getattr(error, "errno", None)
+  return number in _PASSING

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -14,9 +15,11 @@ from types import FrameType
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ssl_jax import host
 from ssl_jax.data import workers
 from ssl_jax.errors import UserError
 
@@ -97,16 +100,24 @@ def is_first() -> bool:
 def first_alone(what: str) -> Iterator[None]:
   """The first process does the block, then all others do.
 
-  What the first writes the others read; where it fails, so will they, at the
-  same place.
+  What the first writes the others read; where it fails, they do.
   """
-  if not is_first():
-    meet(what)
+  done = not is_first()
+  if done and not _first_says(what, True):
+    raise UserError("the first process of the run failed, and says of what")
   try:
     yield
+    done = True
   finally:
     if is_first():
-      meet(what)
+      _first_says(what, done)
+
+
+def _first_says(where: str, value: bool) -> bool:
+  meet(where)
+  if not many():
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def meet(where: str) -> None:
@@ -134,15 +145,17 @@ def lost_processes(hint: str) -> Iterator[None]:
     with workers.waiting(said, patience=1.1) as _moved:
       _moved(math.inf)
       yield
-  except jax.errors.JaxRuntimeError as error:
+  except Exception as error:
     if not many():
       raise
-    said = " ".join(str(error).split())[:200]
-    workers.give_up(f"a process of the run was lost ({said}); {hint}")
-  except workers.Lost as error:
-    if many():  # JAX's way out would wait for the others, and they for this.
-      workers.give_up(str(error))
-    raise
+    # JAX's way out would wait for the others, and they for this one.
+    said = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      said = " ".join(said.split())[:200]
+      said = f"a process of the run was lost ({said}); {hint}"
+    elif not isinstance(error, UserError | OSError):
+      traceback.print_exc()
+    workers.give_up(said)
   finally:
     workers.goes_on = before
 
@@ -191,6 +204,7 @@ class StopRequest:
       signal.signal(asks, old)
 
   def _ask(self, number: int, _: FrameType | None) -> None:
+    host.stopping.set()
     self._asked, self.interrupted = True, number == signal.SIGINT
     for asks in self._old:
       signal.signal(asks, signal.SIG_DFL)

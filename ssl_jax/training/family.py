@@ -1,7 +1,7 @@
 """Families of runs: their configs, what they share, and training them."""
 
+import contextlib
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import config as config_lib
-from ssl_jax import host
+from ssl_jax import host, reading
 from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
@@ -186,7 +186,9 @@ def _train(
       shared = run.facts["flops"] - run.facts["own_flops"]
       while process.poll() is None:
         time.sleep(_POLL_SECONDS)
-        lines = read_jsonl(workdir / "metrics.jsonl")
+        lines = []
+        with contextlib.suppress(UserError):  # The run itself says it.
+          lines = read_jsonl(workdir / "metrics.jsonl")
         flops = [line["flops"] for line in lines if "flops" in line]
         if flops:
           bar.update(spent + max(0, flops[-1] - shared) - bar.n)
@@ -209,12 +211,11 @@ def table(runs: list[Run], workdir: Path) -> str:
   losses by the planner's law: of the finished runs where they are enough, else
   of the published ones where these had the frontend.
   """
-  done = [
-    json.loads((workdir / run.name / "result.json").read_text())
-    for run in runs
-    if is_finished(workdir / run.name)
-  ]
-  rates = [x["flops"] / max(1e-9, x["train_seconds"]) for x in done]
+  rates = []
+  for run in runs:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+      done = reading.read_object(workdir / run.name / "result.json")
+      rates.append(done["flops"] / max(1e-9, done["train_seconds"]))
   predicted = _predict(runs, workdir)
   lines = [
     f"{'run':32}{'parameters':>12}{'updates':>11}{'epochs':>10}"
@@ -246,12 +247,11 @@ def _predict(runs: list[Run], workdir: Path) -> dict[str, str]:
   predicted = {}
   for objective in sorted({run.facts["objective"] for run in runs}):
     own = [run for run in runs if run.facts["objective"] == objective]
-    points = [
-      point
-      for run in own
-      if is_finished(workdir / run.name)
-      for point in planner.read_runs(workdir / run.name)
-    ]
+    points = []
+    for run in own:
+      with contextlib.suppress(UserError):  # Of a loss that is not finite.
+        if is_finished(workdir / run.name):
+          points += planner.read_runs(workdir / run.name)
     if own[0].facts["frontend"] != "waveform" and not planner.enough(points):
       continue
     try:

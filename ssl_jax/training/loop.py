@@ -66,6 +66,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     )
     # A workdir is one run's, of one command at a time, and done once
     with distributed.first_alone("workdir"):
+      if distributed.is_first() and not workdir_lib.read_result(workdir):
+        held.enter_context(alone(workdir, f"--workdir={workdir}"))
       workdir_lib.claim(workdir, config)
       _log.info("%14s  %s", "workdir", workdir)
       if result := workdir_lib.read_result(workdir):
@@ -73,8 +75,6 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
           "this run is complete: choose another --workdir for a new one"
         )
         return result
-      if distributed.is_first():
-        held.enter_context(alone(workdir, f"--workdir={workdir}"))
 
       # What is fitted to the audio before training
       codebooks = mfcc_codebooks(config, workdir, setup.train_source)
@@ -192,6 +192,7 @@ def _train(
     try:
       kind, said = health.check(update, current)
     except UserError as error:
+      checkpoints.wait()  # The newest may be being written.
       kept = checkpoints.latest()
       raise UserError(
         f"{error}, learning rate {float(schedule(update - 1)):.3g}. The last "

@@ -46,7 +46,7 @@ class MetricsWriter:
     self._trackers = config and tracking.Trackers(config, workdir)
     path = workdir / "metrics.jsonl"
     kept = read_jsonl(path) if update else []
-    kept = [line for line in kept if line["update"] <= update]
+    kept = [x for x in kept if x.get("update", math.inf) <= update]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_atomically(path, text)
     self._file = path.open("a", buffering=1)

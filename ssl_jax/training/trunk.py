@@ -14,7 +14,7 @@ from ssl_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 # What a trunk and its branch may differ in.
 _OWN = (
   *("budget.", "checkpoint.", "eval.", "loader.", "log."),
-  *("mesh", "encoder.remat"),
+  *("mesh", "encoder.remat", "optimizer.max_skipped_updates"),
 )
 
 

@@ -52,7 +52,8 @@ def claim_codebooks(workdir: Path, ids: list[str]) -> None:
       f"--workdir={workdir} was begun with labels of other codebooks: bring "
       "those labels back, or choose another workdir"
     )
-  write_atomically(path, content)
+  if not path.exists():
+    write_atomically(path, content)
 
 
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
