@@ -307,7 +307,9 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(trained, tmp_path):
   for folder in saved.iterdir():
     (folder / "counters" / "metadata").write_text("{}")
   before = sorted(saved.rglob("*"))
-  with pytest.raises(UserError, match=r"update 12: ValueError: its counters .* update 3:"):
+  with pytest.raises(
+    UserError, match=r"update 12: ValueError: its counters .* update 3:"
+  ):
     loop.train(config, workdir)
   assert sorted(saved.rglob("*")) == before
 

@@ -1,0 +1,35 @@
+"""A process of a tiny run of two, of which process 1 may fail to read.
+
+python one_of_two.py WORKDIR HOST:PORT ID FAULT
+"""
+
+import sys
+from pathlib import Path
+
+from test_training import tiny
+
+from ssl_jax import cli
+from ssl_jax.training import checkpoint, distributed, loop
+
+FAULTS = {
+  "torn": lambda: ValueError("DATA_LOSS: of this process's shard alone"),
+  "busy": lambda: OSError(24, "Too many open files"),
+}
+
+
+def main(workdir: str, coordinator: str, process: str, fault: str) -> dict:
+  distributed.join(coordinator, 2, int(process), 60)
+  read = checkpoint._read_arrays
+
+  def failing(folder, *args, **kwargs):
+    if process == "1" and fault in FAULTS and folder.name == "6":
+      raise FAULTS[fault]()
+    return read(folder, *args, **kwargs)
+
+  checkpoint._read_arrays = failing
+  return loop.train(tiny(6), Path(workdir))
+
+
+if __name__ == "__main__":
+  words, sys.argv[1:] = sys.argv[1:], []
+  cli.run(lambda: main(*words))
