@@ -19,6 +19,6 @@ def pytest_addoption(parser):
   parser.addoption(
     "--kills",
     type=int,
-    default=4,
+    default=2,
     help="Of tests/torture: how often each kind of command is killed.",
   )
