@@ -64,6 +64,7 @@ def draw_losses(workdir: Path) -> Path:
         "|",
         color=color,
         transform=left.get_xaxis_transform(),
+        markersize=14,
         label=f"{kind}: {len(at)}",
       )
   left.set(xlabel="update", ylabel="loss, nats", title=workdir.name)

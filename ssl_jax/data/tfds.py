@@ -331,22 +331,20 @@ def _audio_feature(
     )
   if not facts.lazy_decode and not audio.RATES[0] <= rate <= audio.RATES[1]:
     raise UserError(f"{key}: a sample rate of {rate} Hz")
-  labels = {
-    path.name.removesuffix(".labels.txt"): _lines(key, path)
-    for path in folder.glob("*.labels.txt")
-  }
+  try:
+    labels = {
+      path.name.removesuffix(".labels.txt"): reading.read_bytes(path)
+      .decode()
+      .splitlines()
+      for path in folder.glob("*.labels.txt")
+    }
+  except (OSError, ValueError) as error:
+    raise UserError(f"{key}: labels cannot be read ({error})") from error
   speaker = "label" if dataset in _SPEAKERS_ARE_LABELS else ""
   channels = (*facts.shape.dimensions, 1, 1)[1]
   if channels < 1:
     raise UserError(f"{key}: {found[0]} has {channels} channels")
   return Feature(found[0], rate, channels, facts.lazy_decode, labels, speaker)
-
-
-def _lines(key: str, path: Path) -> list[str]:
-  try:
-    return reading.read_bytes(path).decode().splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f"{key}: {path} cannot be read ({error})") from error
 
 
 def _is_list(feature: feature_pb2.Feature) -> bool:

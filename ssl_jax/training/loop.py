@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.budget import devices, report
+from ssl_jax.budget import report
 from ssl_jax.data.batches import load_batch, make_iterator
 from ssl_jax.data.labels import codebook_id
 from ssl_jax.errors import UserError
@@ -318,29 +318,9 @@ def _train(
 
   # Report
   spent["wall_seconds"] = time.monotonic() - started
-  lines = read_jsonl(workdir / "metrics.jsonl")
-  valid = [line["loss"] for line in lines if line["split"] == "valid"]
-  peak = devices.peak_flops_per_second(header["device_kind"])
-  result = {
-    "workdir": str(workdir),
-    "updates": update,
-    "flops": spent["flops"],
-    "trunk_flops": spent["trunk_flops"],
-    "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
-    "params": header["params"],
-    "first_valid_loss": valid[0],
-    "valid_loss": valid[-1],
-    "best_valid_loss": min((x for x in valid if x is not None), default=None),
-    "skipped_updates": health.skipped,
-    "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
-    "wall_seconds": spent["wall_seconds"],
-    "train_seconds": spent["train_seconds"],
-    "first_update_seconds": to_first,
-    "mfu": peak
-    and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
-    "devices": header["devices"],
-    "device_kind": header["device_kind"],
-  }
+  result = workdir_lib.make_result(
+    workdir, header, update, spent, health.skipped, to_first
+  )
   if distributed.is_first():
     report.draw_losses(workdir)
     _log.info("%s", report.summary(result))

@@ -6,10 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import SAMPLE_RATE, reading
 from ssl_jax import config as config_lib
-from ssl_jax import reading
+from ssl_jax.budget import devices
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import read_jsonl, write_atomically
 
 # What may differ when a run is resumed: it decides how fast, or how to count,
 # not what.
@@ -69,6 +70,49 @@ def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
       f"--workdir={workdir} holds a run of another config; "
       f"choose another workdir or undo: {'; '.join(differing)}"
     )
+
+
+def make_result(
+  workdir: Path,
+  header: dict[str, Any],
+  update: int,
+  spent: dict[str, Any],
+  skipped: int,
+  to_first: float,
+) -> dict[str, Any]:
+  """What a finished run returns (README, "What a run leaves").
+
+  Args:
+    workdir: of the run, with its metrics.
+    header: of the run.
+    update: its last.
+    spent: in all.
+    skipped: updates whose loss was not finite.
+    to_first: seconds to this process's first update.
+  """
+  lines = read_jsonl(workdir / "metrics.jsonl")
+  valid = [line["loss"] for line in lines if line["split"] == "valid"]
+  peak = devices.peak_flops_per_second(header["device_kind"])
+  return {
+    "workdir": str(workdir),
+    "updates": update,
+    "flops": spent["flops"],
+    "trunk_flops": spent["trunk_flops"],
+    "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
+    "params": header["params"],
+    "first_valid_loss": valid[0],
+    "valid_loss": valid[-1],
+    "best_valid_loss": min((x for x in valid if x is not None), default=None),
+    "skipped_updates": skipped,
+    "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
+    "wall_seconds": spent["wall_seconds"],
+    "train_seconds": spent["train_seconds"],
+    "first_update_seconds": to_first,
+    "mfu": peak
+    and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
+    "devices": header["devices"],
+    "device_kind": header["device_kind"],
+  }
 
 
 def write_result(workdir: Path, result: dict[str, Any]) -> None:
