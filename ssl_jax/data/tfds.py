@@ -333,17 +333,15 @@ def _audio_feature(
     raise UserError(f"{key}: a sample rate of {rate} Hz")
   try:
     labels = {
-      path.name.removesuffix(".labels.txt"): reading.read_bytes(path)
-      .decode()
-      .splitlines()
+      path.name.removesuffix(".labels.txt"): text.decode().splitlines()
       for path in folder.glob("*.labels.txt")
+      for text in [reading.read_bytes(path)]
     }
   except (OSError, ValueError) as error:
     raise UserError(f"{key}: labels cannot be read ({error})") from error
-  speaker = "label" if dataset in _SPEAKERS_ARE_LABELS else ""
-  channels = (*facts.shape.dimensions, 1, 1)[1]
-  if channels < 1:
+  if (channels := (*facts.shape.dimensions, 1, 1)[1]) < 1:
     raise UserError(f"{key}: {found[0]} has {channels} channels")
+  speaker = "label" if dataset in _SPEAKERS_ARE_LABELS else ""
   return Feature(found[0], rate, channels, facts.lazy_decode, labels, speaker)
 
 
