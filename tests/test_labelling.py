@@ -578,7 +578,7 @@ BROKEN = {
   "a list": (
     "config.json",
     lambda path: path.write_text("[]"),
-    "config.json is not of this version",
+    "config.json holds no JSON object",
   ),
   "another key": (
     "config.json",
