@@ -185,6 +185,9 @@ def test_only_what_the_encoder_hears_is_altered(monkeypatch):
   assert usage.sum() == count > 0
   # Of targets, which heard nothing of it.
   np.testing.assert_array_equal(usage, clean["sums"]["usage_0"][0])
+  monkeypatch.setattr(
+    step.augment, "augment", lambda config, x, *args: jnp.full_like(x, jnp.nan)
+  )
   valid_step = jax.jit(step.make_valid_step(objective, config))
   fresh = jax.jit(lambda: step.init_state(objective, adam, config))()
   sums = valid_step(fresh["params"], batch)
