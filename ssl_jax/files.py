@@ -118,8 +118,9 @@ def alone(folder: Path, said: str) -> Iterator[None]:
     if not (folder / "lock").exists():  # Whoever had it removed the folder.
       raise UserError(f"{said} was just removed: run the command again")
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+    with named(folder / "lock"):
+      lock.write(f"process {os.getpid()} on {platform.node()}")
+      lock.flush()
     for torn in folder.rglob(f"*{_TORN}"):
       torn.unlink(missing_ok=True)
     yield
