@@ -51,7 +51,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
   # Of this process: others may write the same file.
   mine = f"{platform.node()}.{os.getpid()}{_TORN}"
-  temporary = path.with_name(f"{path.name}.{mine}")
+  # Cut, as no file's name may be longer than 255 bytes.
+  temporary = path.with_name(f"{path.name[:40]}.{mine}")
   data = content.encode() if isinstance(content, str) else content
   try:
     with named(path), temporary.open("wb") as f:

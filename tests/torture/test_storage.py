@@ -394,6 +394,13 @@ def test_what_a_kill_left_of_a_file_is_cleared(tmp_path):
   assert left == {"whole.json", "probes/whole.json", "mine.tmp"}
 
 
+@pytest.mark.parametrize("letter", ["a", "\u3042"])
+def test_the_longest_name_can_be_written(tmp_path, letter):
+  name = letter * (255 // len(letter.encode()))
+  write_atomically(tmp_path / name, "x")
+  assert os.listdir(tmp_path) == [name]
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
   path = tmp_path / "x.json"
   write_atomically(path, "old")
