@@ -1,7 +1,13 @@
 """Settings for every test, and for the processes that tests start."""
 
 import os
+import signal
 import tempfile
+
+# What a shell starts in the background ignores interrupts, and its children
+# do: those that tests interrupt must not.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of a tiny run's time is compilation; the same programs come again. Set
 # once: pytest's workers inherit it.

@@ -68,11 +68,6 @@ esac
 """
 
 
-def heed_interrupts() -> None:
-  # What a shell starts in the background ignores them, and its children do.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def script(path: Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
@@ -162,7 +157,6 @@ class Cloud:
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
-      preexec_fn=heed_interrupts,
     )
 
   def run(self, *args):

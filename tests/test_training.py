@@ -223,9 +223,6 @@ def start_main(workdir: Path, *args: str, **env: str) -> subprocess.Popen:
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # What a shell starts in the background ignores interrupts, and its children
-    # do: the run must not.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -204,7 +204,10 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     try:
       with safetensors.safe_open(path, framework="flax") as found:
         for name in found.keys():
-          weights[name] = np.asarray(found.get_tensor(name), np.float32)
+          tensor = found.get_tensor(name)
+          if np.iscomplexobj(tensor):
+            raise ValueError(f"complex numbers in {name}")
+          weights[name] = np.asarray(tensor, np.float32)
     except Exception as error:  # Of many kinds: tears, types, odd headers.
       said = " ".join(str(error).split())[:200]
       raise UserError(f"{path} is damaged ({said}): copy it again") from error

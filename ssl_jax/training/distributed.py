@@ -64,8 +64,9 @@ def join(
       num_processes,
       process_id,
       initialization_timeout=round(2 * timeout_s),
-      # Later than `lost_processes`, which has more to say.
-      heartbeat_timeout_seconds=round(2 * timeout_s),
+      # JAX beats twice in this time, so what has just stopped may be given up
+      # after half of it: later than by `lost_processes`, which has more to say.
+      heartbeat_timeout_seconds=round(3 * timeout_s),
     )
   except (RuntimeError, ValueError) as error:
     raise UserError(f"{said} ({' '.join(str(error).split())[:300]})") from error

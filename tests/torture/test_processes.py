@@ -466,7 +466,7 @@ def test_a_process_stopped_before_the_first_update(tmp_path, stopped):
   with Pair(tmp_path, 15) as pair:
     pair.wait_until("k-means")
     pair.both[stopped].send_signal(signal.SIGSTOP)
-    (status,), _ = pair.end_within(60, 1 - stopped)  # JAX's heartbeat: 30.
+    (status,), _ = pair.end_within(60, 1 - stopped)  # JAX's heartbeat: 45.
     assert status != 0
     pair.both[stopped].send_signal(signal.SIGCONT)
     (status,), _ = pair.end_within(60, stopped)

@@ -242,6 +242,8 @@ def remove(path: Path, rng: random.Random) -> None:
   path.unlink()
 
 
+# Of reads that Orbax leaves behind when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_damage_of_a_file_is_restored_as_parameters(trained, tmp_path):
   """Flips, cuts and losses of every file: found, or without a consequence."""
   config, workdir = trained
