@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax import reading
 from ssl_jax.errors import UserError
+from ssl_jax.training import distributed
 from ssl_jax.training.checksums import checksums
 
 _log = logging.getLogger("ssl_jax")
@@ -165,7 +166,7 @@ class Checkpoints:
           shutil.rmtree(aside / str(other), ignore_errors=True)
           (self._folder / str(other)).rename(aside / str(other))
       if damaged:
-        multihost_utils.sync_global_devices("damaged")
+        distributed.meet("damaged")
         self._manager.reload()
       return update, state, counters
     if not damaged:

@@ -2,13 +2,13 @@
 
 import contextlib
 import importlib.util
+import itertools
 import logging
-import math
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +24,9 @@ from ssl_jax.data import workers
 from ssl_jax.errors import UserError
 
 _log = logging.getLogger("ssl_jax")
+_A_WEEK_S = 7 * 24 * 3600
+# What has been counted in all processes alike: names for barriers.
+_runs, _meetings = itertools.count(), itertools.count()
 
 
 def join(
@@ -122,9 +125,19 @@ def _first_says(where: str, value: bool) -> bool:
 
 
 def meet(where: str) -> None:
-  """Waits until every process is here, or `timeout_s` is over."""
+  """Waits until every process is here, however long; see `lost_processes`.
+
+  On the hosts: a collective operation would not wait for what the first process
+  does alone.
+  """
   if many():
-    ocp.multihost.sync_global_processes(where, timeout=round(workers.timeout_s))
+    _meet_at(f"meeting {next(_meetings)}: {where}", _A_WEEK_S)
+
+
+def _meet_at(name: str, timeout_s: float) -> None:
+  """Waits for every process to call this with that name, of no call before."""
+  meet_all = ocp.multihost.get_barrier_sync_fn()
+  meet_all(key=f"ssl_jax {name}", timeout_ms=round(1000 * timeout_s))
 
 
 @contextlib.contextmanager
@@ -133,7 +146,7 @@ def lost_processes(hint: str) -> Iterator[None]:
 
   A collective operation without one of its processes fails at once, or never
   ends, as the network has it: then no `beat` comes for `timeout_s`. Before the
-  first, JAX alone looks for lost ones, as compiling takes its time.
+  first, as compiling takes its time, a thread of each answers the others'.
   """
   global _moved
   before, workers.goes_on = workers.goes_on, hint
@@ -143,9 +156,21 @@ def lost_processes(hint: str) -> Iterator[None]:
       return
     # A little more than data is given, which has more to say.
     said = "a process of the run is lost or stuck"
-    with workers.waiting(said, patience=1.1) as _moved:
-      _moved(math.inf)
-      yield
+    with workers.waiting(said, patience=1.1) as moved:
+      begun = threading.Event()
+
+      def _moved() -> None:
+        begun.set()
+        moved()
+
+      answers = threading.Thread(
+        target=_answer, args=(next(_runs), moved, begun), daemon=True
+      )
+      answers.start()
+      try:
+        yield
+      finally:
+        begun.set()
   except Exception as error:
     if not many():
       raise
@@ -161,7 +186,21 @@ def lost_processes(hint: str) -> Iterator[None]:
     workers.goes_on = before
 
 
-def _moved(most: float = 0) -> None:
+def _answer(
+  run: int, moved: Callable[[], None], begun: threading.Event
+) -> None:
+  """Meets the other processes' threads again and again until `begun`."""
+  for turn in itertools.count():
+    try:
+      _meet_at(f"run {run} answer {turn}", 2 * workers.timeout_s)
+    except jax.errors.JaxRuntimeError:
+      return  # Where it is not that another has begun, no `moved` comes.
+    if begun.wait(workers.timeout_s / 10):
+      return
+    moved()
+
+
+def _moved() -> None:
   """What `beat` calls."""
 
 

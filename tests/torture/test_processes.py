@@ -461,16 +461,32 @@ def test_a_pause_shorter_than_the_timeout_changes_nothing(tmp_path, whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_process_stopped_before_the_first_update(tmp_path, stopped):
+@pytest.mark.parametrize("at", ["data  embedded", "k-means"])
+@pytest.mark.parametrize(
+  ("lost", "how"),
+  [(0, signal.SIGSTOP), (1, signal.SIGSTOP), (1, signal.SIGKILL)],
+)
+def test_a_process_lost_before_the_first_update(tmp_path, lost, how, at):
+  with Pair(tmp_path, 15) as pair:
+    pair.wait_until(at)
+    pair.both[lost].send_signal(how)
+    (status,), _ = pair.end_within(25, 1 - lost)
+    assert status == 1, pair.said
+    assert f"--workdir={tmp_path} goes on" in pair.said[1 - lost]
+    pair.both[lost].send_signal(signal.SIGCONT)
+    (status,), _ = pair.end_within(30, lost)
+    assert status != 0
+
+
+@pytest.mark.slow
+def test_the_first_process_killed_before_the_first_update(tmp_path):
   with Pair(tmp_path, 15) as pair:
     pair.wait_until("k-means")
-    pair.both[stopped].send_signal(signal.SIGSTOP)
-    (status,), _ = pair.end_within(60, 1 - stopped)  # JAX's heartbeat: 45.
+    pair.both[0].send_signal(signal.SIGKILL)
+    (status,), _ = pair.end_within(25, 1)
     assert status != 0
-    pair.both[stopped].send_signal(signal.SIGCONT)
-    (status,), _ = pair.end_within(60, stopped)
-    assert status != 0
+    # JAX's abort, at once, or ours.
+    assert "leader task" in pair.said[1] or "was lost" in pair.said[1]
 
 
 @pytest.mark.slow

@@ -54,6 +54,15 @@ def unfinished(trained, tmp_path):
   return workdir
 
 
+def test_what_the_first_does_alone_is_waited_for(trained, tmp_path):
+  workdir = tmp_path / "run"
+  for status, err in run_two(workdir, "late"):
+    assert status == 0, err
+  assert [x["update"] for x in reproducible(workdir)] == [
+    x["update"] for x in reproducible(trained)
+  ]
+
+
 def test_a_checkpoint_torn_for_one_is_passed_over_by_both(trained, tmp_path):
   workdir = unfinished(trained, tmp_path)
   for status, err in run_two(workdir, "torn"):
