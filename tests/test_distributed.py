@@ -86,7 +86,7 @@ def test_a_run_told_to_stop_saves_and_goes_on(tmp_path, whole):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-  process = start(tmp_path, 1, "--config.eval.batch_seconds=2000")
+  process = start(tmp_path, 1, "--config.eval.batch_seconds=300")
   wait_for(tmp_path, 7, process)
   os.kill(process.pid, signal.SIGSTOP)  # Both arrive before it can act.
   process.send_signal(signal.SIGTERM)
