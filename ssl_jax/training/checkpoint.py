@@ -132,16 +132,13 @@ class Checkpoints:
     _verify(state, counters)
     return state, {k: v for k, v in counters.items() if k not in _SEALS}
 
-  def restore_newest(
-    self, abstract_state: Any, is_first: bool = True
-  ) -> tuple[int, Any, dict] | None:
+  def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict] | None:
     """Reads (update, state, counters) of the newest that is whole.
 
     Newer ones, which are damaged, are moved to WORKDIR/damaged.
 
     Args:
       abstract_state: shapes, types and shardings.
-      is_first: whether this process is the one that moves them.
 
     Returns:
       None where there is no checkpoint.
@@ -161,7 +158,7 @@ class Checkpoints:
       for other, problem in damaged.items():
         said = "checkpoint %d is damaged (%s): moved to %s"
         _log.warning(said, other, problem, aside)
-        if is_first:
+        if distributed.is_first():
           aside.mkdir(exist_ok=True)
           shutil.rmtree(aside / str(other), ignore_errors=True)
           (self._folder / str(other)).rename(aside / str(other))

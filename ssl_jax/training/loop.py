@@ -112,9 +112,7 @@ def _train(
     workdir, config.checkpoint.keep, config.checkpoint.at
   )
   update = first_update = 0
-  if found := checkpoints.restore_newest(
-    abstract_state, distributed.is_first()
-  ):
+  if found := checkpoints.restore_newest(abstract_state):
     first_update = found[0]
     update, state, spent = found
     _log.info("resuming at update %d", update)
