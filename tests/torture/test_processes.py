@@ -104,14 +104,22 @@ def reading(tmp_path, corpus, num_workers, timeout_s, **env):
     children = psutil.Process(process.pid).children(recursive=True)
     yield process, children
   finally:
-    for each in [process, *children]:
+    for each in [process, *workers_of(children)]:
       with contextlib.suppress(psutil.NoSuchProcess):
         each.kill()
     process.communicate()
+    assert_gone(children)  # The last one clears up their shared memory.
 
 
 def workers_of(children):
-  return [x for x in children if "spawn_main" in " ".join(x.cmdline())]
+  return [x for x in children if is_worker(x)]
+
+
+def is_worker(process):
+  try:
+    return "spawn_main" in " ".join(process.cmdline())
+  except psutil.NoSuchProcess:
+    return False
 
 
 def end_within(seconds, process):
@@ -193,6 +201,7 @@ def test_a_read_without_memory_left_is_an_error(corpus, num_workers):
 
 
 def test_a_healthy_worker_does_not_grow(corpus):
+  before = shared_memory()
   iterator = open_batches(corpus, 3000, 1)
   next(iterator)
   (worker,) = multiprocessing.active_children()
@@ -202,7 +211,7 @@ def test_a_healthy_worker_does_not_grow(corpus):
       next(iterator)
     used.append(psutil.Process(worker.pid).memory_info().rss)
     here.append(psutil.Process().memory_info().rss)
-  segments = len(shared_memory())
+  segments = len(shared_memory() - before)
   iterator.close()
   # 1,600 batches of 4 s: 200 MB of samples, if any were kept.
   assert used[-1] - used[0] < 20e6
