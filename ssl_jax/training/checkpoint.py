@@ -4,10 +4,11 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from ssl_jax.training import distributed
 from ssl_jax.training.checksums import checksums
 
 _log = logging.getLogger("ssl_jax")
-_SEALS = {"checksums", "crc32"}  # In the counters, beside what they count.
+_SEALS = {"checksums", "crc32"}  # In the counters, beside what they count,
+_OWN = _SEALS | {"valid_loss"}  # with what else is not the caller's.
 _COUNTED = {"flops", "wall_seconds"}  # Of all versions.
 # Faults of the machine, not of the files.
 _PASSING = {
@@ -58,21 +60,20 @@ class Checkpoints:
       options = ocp.CheckpointManagerOptions(create=False)
       self._manager = ocp.CheckpointManager(self._folder, options=options)
       return
-    best = policies.BestN(
-      get_metric_fn=lambda metrics: metrics["valid_loss"],
-      reverse=True,  # The lowest.
-      n=1,
-      keep_checkpoints_without_metrics=False,
-    )
+    self._best = _Best()
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(
-          [policies.LatestN(keep), best, policies.CustomSteps(at)]
+          [policies.LatestN(keep), self._best, policies.CustomSteps(at)]
         ),
         cleanup_tmp_directories=True,
       ),
     )
+    for update in self.all():
+      with contextlib.suppress(OSError, ValueError):  # Told when restored.
+        counters = _read_counters(self._folder / str(update))
+        self._best.note(update, counters.get("valid_loss"))
 
   def all(self) -> list[int]:
     """Updates of the complete checkpoints."""
@@ -90,8 +91,10 @@ class Checkpoints:
     Raises:
       UserError: this one or the last cannot be written.
     """
-    counters = counters | {"checksums": checksums(state)}
+    seals = {"valid_loss": valid_loss, "checksums": checksums(state)}
+    counters = counters | seals
     counters["crc32"] = _crc32(counters)
+    self._best.note(update, valid_loss)
     with self._written():
       self._manager.save(
         update,
@@ -99,7 +102,6 @@ class Checkpoints:
           state=ocp.args.PyTreeSave(state),
           counters=ocp.args.JsonSave(counters),
         ),
-        metrics=None if valid_loss is None else {"valid_loss": valid_loss},
       )
 
   def restore(self, update: int, abstract_state: Any) -> tuple[Any, dict]:
@@ -110,27 +112,17 @@ class Checkpoints:
       UserError: the machine cannot read it now.
     """
     folder = self._folder / str(update)
-    state, counters, problem, passing = None, {}, "", False
-    try:
-      counters = _read_counters(folder)
+    counters: dict[str, Any] = {}
+
+    def read() -> Any:
+      counters.update(_read_counters(folder))
       if not _COUNTED <= {*counters}:
         raise ValueError("its counters lack what a run counts")
-      state = _read_arrays(folder, abstract_state)
-    except Exception as error:  # Of many kinds; of a torn array, just that.
-      problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-      passing = _is_passing(error)
-    bad = multihost_utils.process_allgather(np.array([bool(problem), passing]))
-    any_bad, any_passing = np.reshape(bad, (-1, 2)).any(axis=0)
-    problem = problem or "another process cannot read it"
-    if any_passing:
-      raise UserError(
-        f"{folder} cannot be read now ({problem}); when it can, the same "
-        "command goes on"
-      )
-    if any_bad:
-      raise DamagedCheckpoint(problem)
-    _verify(state, counters)
-    return state, {k: v for k, v in counters.items() if k not in _SEALS}
+      return _read_arrays(folder, abstract_state)
+
+    state = _alike(folder, read)
+    _alike(folder, lambda: _verify(state, counters))
+    return state, {k: v for k, v in counters.items() if k not in _OWN}
 
   def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict] | None:
     """Reads (update, state, counters) of the newest that is whole.
@@ -202,6 +194,52 @@ class Checkpoints:
         f"({reason[0] if reason else said[:200]}): make room, or whatever it "
         f"lacks; the same command goes on from update {self.latest() or 0}"
       ) from error
+
+
+class _Best:
+  """Has Orbax keep the checkpoint of the lowest validation loss.
+
+  Its own policy does not know the losses of those saved before a resume.
+  """
+
+  def __init__(self):
+    self._losses: dict[int, float] = {}
+
+  def note(self, update: int, valid_loss: float | None) -> None:
+    """The loss of a checkpoint, if it has one."""
+    known = isinstance(valid_loss, float)
+    self._losses[update] = valid_loss if known else math.inf
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    """Whether each is the one; as Orbax asks it."""
+    losses = [self._losses.get(each.step, math.inf) for each in checkpoints]
+    lowest = min(losses, default=math.inf)
+    return [loss == lowest < math.inf for loss in losses]
+
+
+def _alike(folder: Path, read: Callable[[], Any]) -> Any:
+  """What `read` returns, or what it raises on any process on all of them."""
+  value, problem, passing = None, "", False
+  try:
+    value = read()
+  except Exception as error:  # Of many kinds; of a torn array, just that.
+    problem = " ".join(str(error).split())[:200]
+    if not isinstance(error, DamagedCheckpoint):
+      problem = f"{type(error).__name__}: {problem}"
+    passing = _is_passing(error)
+  bad = multihost_utils.process_allgather(np.array([bool(problem), passing]))
+  any_bad, any_passing = np.reshape(bad, (-1, 2)).any(axis=0)
+  problem = problem or "another process cannot read it"
+  if any_passing:
+    raise UserError(
+      f"{folder} cannot be read now ({problem}); when it can, the same "
+      "command goes on"
+    )
+  if any_bad:
+    raise DamagedCheckpoint(problem)
+  return value
 
 
 def restore_params(folder: Path, abstract_params: Any) -> Any:

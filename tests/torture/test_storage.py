@@ -11,6 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import soundfile
 from test_training import SMALL, finish, reproducible, start_main, tiny
@@ -279,6 +280,22 @@ def test_no_damage_of_a_file_is_restored_as_parameters(trained, tmp_path):
       ):
         assert (ours == theirs).all()
   assert found > 2 * len(files) / 3
+
+
+@pytest.mark.parametrize("resumed", [(), (6,), (9, 12)])
+def test_the_best_checkpoint_outlives_those_after_it(tmp_path, resumed):
+  losses = {3: 0.1, 6: 0.5, 9: None, 12: 0.7, 15: 0.8}
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for update, loss in losses.items():
+    state, spent = {"x": jnp.ones(3)}, {"flops": 1.0, "wall_seconds": 1.0}
+    checkpoints.save(update, state, spent, loss)
+    checkpoints.wait()
+    if update in resumed:
+      checkpoints.close()
+      checkpoints = Checkpoints(tmp_path, keep=2)
+  assert checkpoints.all() == [3, 12, 15]
+  assert checkpoints.restore(3, {"x": jnp.ones(3)})[1] == spent
+  checkpoints.close()
 
 
 def largest(folder: Path) -> Path:
