@@ -1,5 +1,6 @@
 """Probes: metrics and losses against others', heads that find what is there."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import transformers
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
+from ssl_jax.data.audio import DamagedAudio
 from ssl_jax.errors import UserError
 from ssl_jax.probes import (
   TASKS,
@@ -269,11 +271,15 @@ def test_features_are_computed_once_gone_on_with_and_bounded(
   again = features.extract(*arguments).values
   np.testing.assert_array_equal(again, first)
   assert len(calls) == made + made - 2
-  # Room is made by removing the oldest.
+  # Room is made by removing the oldest, and nothing else.
   config.features.cache_gb = 1.5 * first.nbytes / 1e9
+  (mine := tmp_path / "mine").mkdir()
+  for name in ("features.npy", "lock"):
+    (mine / name).write_text("x" * first.nbytes)
   other = counted._replace(identity="another")
   features.extract(other, source, config, False, tmp_path, BY_ROW)
-  assert len([*tmp_path.iterdir()]) == 1 and not cache.exists()
+  assert len([*tmp_path.iterdir()]) == 2 and not cache.exists()
+  assert (mine / "lock").stat().st_size == first.nbytes
   # What is in use stays.
   held = features.extract(other, source, config, False, tmp_path, BY_ROW)
   with pytest.raises(UserError, match="with those in use"):
@@ -314,6 +320,60 @@ def test_caches_are_of_their_audio_batches_and_size(tmp_path):
   np.testing.assert_array_equal(extract(source), first)
   config.features.normalize = False
   assert np.abs(extract(Louder()) - extract(source)).mean() > 0.1
+
+
+class Unreadable:
+  """A source one clip of which cannot be read."""
+
+  def __init__(self, source, clip):
+    self._source, self._clip = source, clip
+
+  def __getattr__(self, name):
+    return getattr(self._source, name)
+
+  def read(self, clip, *where):
+    if clip == self._clip:
+      raise DamagedAudio("gone")
+    return self._source.read(clip, *where)
+
+
+@pytest.mark.parametrize("clip", [0, -1])
+def test_features_of_what_was_not_read_are_never_taken(tmp_path, clip):
+  config = settings(**{"eval.batch_seconds": 2.0})
+  source, encoder = run._open(config, "valid"), encoders.log_mel()
+  clip %= len(source.ids)
+
+  def extract(source):
+    found = features.extract(encoder, source, config, False, tmp_path, BY_ROW)
+    return np.array(found.values)
+
+  for _ in range(2):
+    with pytest.raises(UserError, match=r"cannot be read.*gone.*leave them out"):
+      extract(Unreadable(source, clip))
+    source.damaged.clear()
+  assert (np.abs(extract(source)).max(axis=(1, 2)) > 0).all()
+
+
+def test_a_cache_begun_anew_is_not_taken_for_the_one_before(
+  tmp_path, monkeypatch
+):
+  config = settings(**{"eval.batch_seconds": 2.0})
+  source, encoder = run._open(config, "valid"), encoders.log_mel()
+
+  def extract(batch_seconds):
+    config.eval.batch_seconds = batch_seconds
+    found = features.extract(encoder, source, config, False, tmp_path, BY_ROW)
+    return np.array(found.values)
+
+  def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  first = extract(2.0)
+  with monkeypatch.context() as patch:
+    patch.setattr(features, "_reserve", full)
+    with pytest.raises(OSError):
+      extract(4.0)
+  np.testing.assert_array_equal(extract(2.0), first)
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from ssl_jax.labelling import frames
 from ssl_jax.training import sharding
 
 _SYNC_BATCHES = 20  # What a kill may undo.
+_KEY_DIGITS = 24  # Of a cache's name.
 _HASHED_CLIPS = 64  # Whose audio tells corpora of the same names apart.
 
 
@@ -119,6 +121,7 @@ def extract(
     start = _batches_done(cache, shape, plan)
   if start is None:
     _make_room(folder, cache, 2 * int(np.prod(shape)), config.features.cache_gb)
+    progress.unlink(missing_ok=True)  # Else the zeros might pass for states.
     values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     _reserve(path)
     write_atomically(progress, json.dumps({"batches": 0, "plan": plan}))
@@ -154,17 +157,22 @@ def extract(
           values[offsets[clip] : offsets[clip] + n] = row[:n]
       bar.update()
       if index % _SYNC_BATCHES == 0 or index == len(pieces):
+        _check_read(source)
         values.flush()
         done = {"batches": index, "plan": plan}
         write_atomically(progress, json.dumps(done))
+  fcntl.flock(lock, fcntl.LOCK_SH)
+  return Features(values, offsets, lock)
+
+
+def _check_read(source: Source) -> None:
+  """Before what was read is called done: of damaged clips there are zeros."""
   if source.damaged:
     clip, reason = next(iter(source.damaged.items()))
     raise UserError(
       f"{len(source.damaged)} clips cannot be read, the first being {clip!r} "
       f"({reason}): leave them out"
     )
-  fcntl.flock(lock, fcntl.LOCK_SH)
-  return Features(values, offsets, lock)
 
 
 def _reserve(path: Path) -> None:
@@ -241,7 +249,7 @@ def _key(
       digest.update(source.read(int(clip), 0, int(source.num_samples[clip])))
     except DamagedAudio:
       pass  # Said when it is encoded.
-  return digest.hexdigest()[:24]
+  return digest.hexdigest()[:_KEY_DIGITS]
 
 
 def _make_room(folder: Path, mine: Path, size: int, limit_gb: float) -> None:
@@ -252,13 +260,15 @@ def _make_room(folder: Path, mine: Path, size: int, limit_gb: float) -> None:
   """
   total, unused = size, []
   for cache in folder.iterdir():
+    if not re.fullmatch(f"[0-9a-f]{{{_KEY_DIGITS}}}", cache.name):
+      continue  # Not ours to remove.
     file = cache / "features.npy"
     try:
-      lock = (cache / "lock").open("w")
+      lock = (cache / "lock").open("r+")
       total += file.stat().st_size if cache != mine else 0
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      continue  # Of another kind, gone meanwhile, or in use.
+      continue  # Gone meanwhile, or in use.
     unused.append((cache.stat().st_mtime, file.stat().st_size, cache, lock))
   for _, bytes_, cache, lock in sorted(unused, key=lambda x: x[0]):
     if total > limit_gb * 1e9:
