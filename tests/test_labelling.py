@@ -715,16 +715,23 @@ def test_labels_of_an_encoder_are_learnt(audio, labelled, tmp_path):
   expected = perplexity(header["splits"]["valid"]["usage"])
   assert line["label_perplexity"] == pytest.approx(expected, rel=1e-4)
   assert line["chance"] == pytest.approx(np.log(expected), rel=1e-4)
-  codebooks = json.loads((tmp_path / "codebooks.json").read_text())
-  assert codebooks == [header["codebook"]]
+  (labels,) = json.loads((tmp_path / "data.json").read_text())["labels"]
+  assert labels == {
+    "codebook": header["codebook"],
+    "train": header["splits"]["train"]["crc32"],
+    "valid": header["splits"]["valid"]["crc32"],
+  }
 
 
-def test_a_run_does_not_go_on_with_other_labels(two_sets, run, tmp_path):
+@pytest.mark.parametrize("part", ["codebook", "valid"])
+def test_a_run_does_not_go_on_with_other_labels(two_sets, run, tmp_path, part):
   workdir = shutil.copytree(run, tmp_path / "run")
   (workdir / "result.json").unlink()
-  first, _ = json.loads((workdir / "codebooks.json").read_text())
-  (workdir / "codebooks.json").write_text(json.dumps([first, "0" * 16]))
-  with pytest.raises(UserError, match="labels of other codebooks"):
+  data = json.loads((workdir / "data.json").read_text())
+  assert len(data["labels"]) == 2
+  data["labels"][1][part] = 0
+  (workdir / "data.json").write_text(json.dumps(data))
+  with pytest.raises(UserError, match=r"begun with other labels: bring those"):
     loop.train(two_sets, workdir)
   lines = (run / "metrics.jsonl").read_text()
   assert (workdir / "metrics.jsonl").read_text() == lines

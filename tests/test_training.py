@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import optax
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.objectives import OBJECTIVES, make_objective
@@ -330,6 +332,40 @@ def test_a_trunk_that_cannot_be_shared_is_refused(
   with pytest.raises(UserError, match=said):
     loop.train(config, tmp_path)
   assert not read_jsonl(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("part", ["train", "valid", "labels"])
+def test_other_data_than_a_run_began_with_is_refused(
+  tmp_path, long_run, part, own
+):
+  begun = shutil.copytree(long_run[0], tmp_path / "begun")
+  (begun / "result.json").unlink()
+  data = json.loads((begun / "data.json").read_text())
+  assert {*data} == {"train", "valid", "labels"}
+  data[part] = {"clips": 7, "corpus": "0" * 16} if part != "labels" else []
+  (begun / "data.json").write_text(json.dumps(data))
+  config = shared(20 if own else 12)
+  config.checkpoint = loop.ConfigDict({"at": (8,), "keep": 1, "every": 3})
+  config.budget.trunk = "" if own else str(begun)
+  which = "--workdir" if own else "config.budget.trunk"
+  what = "labels" if part == "labels" else rf"clips \({part}: 7 there, .* now"
+  lines = (begun / "metrics.jsonl").read_text()
+  with pytest.raises(UserError, match=f"{which}={begun} .* other {what}"):
+    loop.train(config, begun if own else tmp_path / "branch")
+  assert (begun / "metrics.jsonl").read_text() == lines
+  assert not (tmp_path / "branch" / "checkpoints").exists()
+
+
+def test_a_branch_has_the_labels_of_its_trunk(tmp_path):
+  config = tiny()
+  config.budget.trunk = str(tmp_path / "trunk")
+  theirs = np.random.default_rng(0).normal(size=(20, 39)).astype(np.float32)
+  write_codebook(tmp_path / "trunk" / "mfcc-20", theirs)
+  (ours,) = loop.mfcc_codebooks(config, tmp_path / "branch", None)
+  np.testing.assert_array_equal(ours, theirs)
+  kept = read_codebook(tmp_path / "branch" / "mfcc-20")
+  np.testing.assert_array_equal(kept, theirs)
 
 
 def test_interrupt_says_how_to_go_on(tmp_path):

@@ -25,7 +25,8 @@ def mfcc_codebooks(
   """The codebooks of a run's "mfcc" label sets, [K, 39] each.
 
   Fitted on a sample of the training audio and saved in the workdir, unless they
-  are there already. One device does it, lest their number changed the labels.
+  are there already, or in that of the run's trunk, whose head is of those. One
+  device does it, lest their number changed the labels.
 
   Raises:
     UserError: too few frames, or a damaged file.
@@ -38,8 +39,13 @@ def mfcc_codebooks(
     if name != "mfcc":
       continue
     folder = workdir / f"mfcc-{clusters}"
+    theirs = Path(config.budget.trunk or workdir) / folder.name
     if (folder / "codebook.npy").exists():
       codebooks.append(read_codebook(folder))
+      continue
+    if (theirs / "codebook.npy").exists():
+      codebooks.append(read_codebook(theirs))
+      write_codebook(folder, codebooks[-1])
       continue
     if frames is None:
       frames = frames_lib.sample(

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget import report
 from ssl_jax.data.batches import load_batch, make_iterator
-from ssl_jax.data.labels import codebook_id
 from ssl_jax.errors import UserError
 from ssl_jax.files import alone, read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
@@ -78,11 +77,8 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
 
       # What is fitted to the audio before training
       codebooks = mfcc_codebooks(config, workdir, setup.train_source)
-      workdir_lib.claim_codebooks(
-        workdir,
-        [codebook_id(codebook) for codebook in codebooks]
-        + [label_set.header["codebook"] for label_set in setup.train_labels],
-      )
+      data = setup.identity(codebooks)
+      workdir_lib.claim_data(workdir, data, config.budget.trunk)
     return _train(setup, mesh, workdir, codebooks, started)
 
 

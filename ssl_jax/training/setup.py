@@ -1,15 +1,22 @@
 """What a run needs before its first update, opened and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.data import open_source
-from ssl_jax.data.labels import LabelSet, open_labels
+from ssl_jax.data.labels import (
+  LabelSet,
+  codebook_id,
+  corpus_hash,
+  open_labels,
+)
 from ssl_jax.data.plan import BatchPlan, valid_batches
 from ssl_jax.data.source import Source
 from ssl_jax.errors import UserError
@@ -43,6 +50,26 @@ class Setup(NamedTuple):
   valid_plan: Any
   clip_flops: dict[int, int]
   header: dict[str, Any]
+
+  def identity(self, codebooks: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What tells clips and labels from others, as JSON.
+
+    Args:
+      codebooks: of the labels that the run makes itself.
+    """
+    sources = {"train": self.train_source, "valid": self.valid_source}
+    clips = {
+      split: {"clips": len(source.ids), "corpus": corpus_hash(source)}
+      for split, source in sources.items()
+    }
+    made = [{"codebook": codebook_id(codebook)} for codebook in codebooks]
+    headers = [labels.header for labels in self.train_labels]
+    stored = [
+      {"codebook": header["codebook"]}
+      | {split: header["splits"][split]["crc32"] for split in sources}
+      for header in headers
+    ]
+    return clips | {"labels": made + stored}
 
 
 def set_up(config: ConfigDict) -> Setup:

@@ -40,21 +40,47 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     ) from error
 
 
-def claim_codebooks(workdir: Path, ids: list[str]) -> None:
-  """Notes the codebooks of a run's labels, or checks that they are the same.
+def claim_data(workdir: Path, data: dict[str, Any], trunk: str) -> None:
+  """Notes what a run is trained on, or checks that it still is that.
+
+  Args:
+    workdir: of the run.
+    data: `train` and `valid`, {clips, corpus: its hash}; `labels`, of each set
+      what tells it from others.
+    trunk: the workdir of the run that this one branches off, if any.
 
   Raises:
-    UserError: the labels were made anew since the run began.
+    UserError: clips were added or are gone, or labels were made anew, since
+      the run or its trunk began.
   """
-  path = workdir / "codebooks.json"
-  content = json.dumps(ids) + "\n"
-  if path.exists() and reading.read_bytes(path) != content.encode():
+  path = workdir / "data.json"
+  if trunk:
+    _check_data(Path(trunk) / "data.json", data, f"config.budget.trunk={trunk}")
+  if path.exists():
+    _check_data(path, data, f"--workdir={workdir}")
+  else:
+    write_atomically(path, json.dumps(data) + "\n")
+
+
+def _check_data(path: Path, data: dict[str, Any], said: str) -> None:
+  try:
+    old = reading.read_object(path)
+  except (OSError, ValueError) as error:
     raise UserError(
-      f"--workdir={workdir} was begun with labels of other codebooks: bring "
-      "those labels back, or choose another workdir"
-    )
-  if not path.exists():
-    write_atomically(path, content)
+      f"{path} is missing or damaged ({error}), and says what the run was "
+      "trained on: bring it back, or choose another --workdir"
+    ) from error
+  remedy = "bring those back, or choose another --workdir"
+  for split in ("train", "valid"):
+    if old.get(split) != data[split]:
+      there = old[split] if isinstance(old.get(split), dict) else {}
+      raise UserError(
+        f"{said} was begun with other clips ({split}: {there.get('clips')} "
+        f"there, {data[split]['clips']} now, of other names or lengths): "
+        f"{remedy}"
+      )
+  if old.get("labels") != data["labels"]:
+    raise UserError(f"{said} was begun with other labels: {remedy}")
 
 
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
