@@ -143,6 +143,50 @@ def test_finished_files_are_kept_and_others_made(encoder, audio, tmp_path):
   assert not [*out.rglob("*tmp")]
 
 
+def test_a_changed_file_is_extracted_anew_and_another_refused(
+  encoder, audio, tmp_path
+):
+  out, other = tmp_path / "out", shutil.copytree(audio, tmp_path / "other")
+  run(encoder, "2", [audio], out)
+  file = sorted((audio / "s0").iterdir())[0]
+  made = out / "s0" / f"{file.stem}.npz"
+  features = np.load(made)["features"]
+  with pytest.raises(UserError, match=r"of .*audio/.*, not of .*other/"):
+    run(encoder, "2", [other], out)
+  np.testing.assert_array_equal(np.load(made)["features"], features)
+  heard = samples(file)[::-1]
+  soundfile.write(file, heard, 16_000)
+  assert run(encoder, "2", [audio], out)["files"] == 13
+  found = np.load(made)["features"]
+  np.testing.assert_allclose(found, encoder(heard, 2), atol=5e-5)
+  # Of clips by other names the lines stay; a torn one is forgotten.
+  index = out / "index.jsonl"
+  *whole, last = index.read_text().splitlines()
+  index.write_text("\n".join([*whole, last[:9]]))
+  soundfile.write(other / "new.wav", heard, 16_000)
+  run(encoder, "2", [other / "new.wav"], out)
+  lines = [json.loads(line) for line in index.open()]
+  assert len(lines) == 13 and "new.npz" in [line["file"] for line in lines]
+  assert run(encoder, "2", [audio], out)["files"] == 13
+  lines = [json.loads(line) for line in index.open()]
+  assert len({line["file"] for line in lines}) == len(lines) == 14
+
+
+def test_clips_that_end_a_little_early_have_features(encoder, audio, tmp_path):
+  whole = samples(audio / "long.wav")[: 61 * 16_000]
+  for name, seconds in (("one", 2), ("pieces", 61)):
+    clip = tmp_path / f"{name}.mp3"
+    soundfile.write(clip, whole[: seconds * 16_000], 16_000)
+    clip.write_bytes(clip.read_bytes()[:-300])
+  result = run(encoder, "1", [*tmp_path.glob("*.mp3")], tmp_path / "out")
+  assert (result["files"], result["skipped"]) == (2, 0)
+  index = [json.loads(x) for x in (tmp_path / "out" / "index.jsonl").open()]
+  for line in index:
+    found = len(np.load(tmp_path / "out" / line["file"])["features"])
+    short = num_frames(round(16_000 * line["seconds"])) - found
+    assert line["frames"] == found and 0 < short < 5
+
+
 def test_three_lines_of_python(encoder, workdir):
   some = clips(4)
   last = encoder(some)

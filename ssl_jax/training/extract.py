@@ -1,6 +1,5 @@
 """Hidden states of audio files, written to files of their own."""
 
-import io
 import json
 import logging
 import os
@@ -14,25 +13,20 @@ import numpy as np
 from jax.sharding import Sharding
 from tqdm import tqdm
 
-from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
+from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
 from ssl_jax import config as config_lib
 from ssl_jax.data import manifest
 from ssl_jax.data.pieces import Pieces
 from ssl_jax.data.plan import Rows
 from ssl_jax.data.source import AudioFiles, report_skipped
 from ssl_jax.errors import UserError
-from ssl_jax.files import claim, write_atomically
+from ssl_jax.files import claim
 from ssl_jax.labelling.frames import each_batch
 from ssl_jax.training import sharding
 from ssl_jax.training.encoder import PADDED, Encoder
+from ssl_jax.training.feature_files import Index, audio_facts, writer
 
-FORMATS = ("npz", "npy", "parquet")
 _BATCH_SECONDS = 60.0  # Of padded audio.
-
-
-def frame_times(frames: int) -> np.ndarray:
-  """Seconds from a clip's start to the middle of each frame's window. [T]."""
-  return (np.arange(frames) * FRAME_HOP + FRAME_WINDOW / 2) / SAMPLE_RATE
 
 
 def open_inputs(inputs: Sequence[str]) -> AudioFiles:
@@ -190,7 +184,9 @@ def extract(
   out: Path,
   by_row: Sharding,
 ) -> dict[str, Any]:
-  """Writes a file a clip, and `index.jsonl` of all; finished ones are kept.
+  """Writes a file a clip, and `index.jsonl` of all in `out`.
+
+  Finished ones are kept, but for those of files that have changed since.
 
   Clips longer than `PADDED`'s last are encoded in pieces of that length.
 
@@ -206,16 +202,20 @@ def extract(
     files, skipped, audio_seconds, bytes.
 
   Raises:
-    UserError: `out` holds other features or cannot be written to.
+    UserError: `out` holds other features, or those of other audio by one of
+      the names, or cannot be written to.
   """
-  write = _writer(kind)
+  write = writer(kind)
   text = json.dumps(identity | {"format": kind}, indent=2, sort_keys=True)
   held = "features of another encoder, layer or format"
   claim(out, "features.json", text, "--out", held)
-  files = [out / file for file in files_of(source, kind)]
-  todo = np.array([i for i, f in enumerate(files) if not f.exists()], np.int64)
+  names = [file.as_posix() for file in files_of(source, kind)]
+  index = Index(out)
+  audio = [audio_facts(file) for file in source.paths]
+  pairs = enumerate(zip(names, audio))
+  todo = [i for i, (name, facts) in pairs if not index.has(name, facts)]
   seconds = source.num_samples / SAMPLE_RATE
-  with tqdm(
+  bar = tqdm(
     total=float(seconds.sum()),
     initial=float(seconds.sum() - seconds[todo].sum()),
     desc="extracting",
@@ -223,28 +223,27 @@ def extract(
     unit_scale=True,
     delay=1,
     disable=None,
-  ) as bar:
-    for clip, frames in _each_clip(source, states, todo, by_row):
-      files[clip].parent.mkdir(parents=True, exist_ok=True)
-      write(files[clip], frames)
+  )
+  with bar, index:
+    for clip, frames in _each_clip(
+      source, states, np.array(todo, np.int64), by_row
+    ):
+      (out / names[clip]).parent.mkdir(parents=True, exist_ok=True)
+      write(out / names[clip], frames)
+      line = {
+        "id": source.ids[clip],
+        "file": names[clip],
+        "frames": len(frames),
+        "seconds": float(seconds[clip]),
+      }
+      index.add(line | audio[clip])
       bar.update(float(seconds[clip]))
-  kept = [i for i, f in enumerate(files) if f.exists()]
-  lines = [
-    {
-      "id": source.ids[i],
-      "file": files[i].relative_to(out).as_posix(),
-      "frames": num_frames(int(source.num_samples[i])),
-      "seconds": float(seconds[i]),
-    }
-    for i in kept
-  ]
-  index = "".join(json.dumps(line) + "\n" for line in lines)
-  write_atomically(out / "index.jsonl", index)
+  kept = [i for i in range(len(names)) if index.has(names[i], audio[i])]
   return {
     "files": len(kept),
     "skipped": len(source.skipped) + len(source.damaged),
     "audio_seconds": float(seconds[kept].sum()),
-    "bytes": sum(files[i].stat().st_size for i in kept),
+    "bytes": sum((out / names[i]).stat().st_size for i in kept),
   }
 
 
@@ -264,63 +263,22 @@ def _each_clip(
     return states(waveform, length).astype(jnp.float32), num_frames(length)
 
   config, plan = config_lib.base(), _Plan(source.num_samples, clips)
+  frames = num_frames(source.num_samples)
+  num_parts = np.maximum(1, -(-frames // num_frames(PADDED[-1])))
   parts: list[np.ndarray] = []  # So far, of the clip that comes in pieces.
   previous = -1
-  for found, _, frames, real in each_batch(
+  for found, _, rows, real in each_batch(
     config, source, plan, sharding.suited(by_row, frames_of), by_row
   ):
-    for clip, row, n in zip(found.tolist(), frames, real.tolist()):
+    for clip, row, n in zip(found.tolist(), rows, real.tolist()):
       if clip < 0:
         continue
       parts = [*parts, row[:n]] if clip == previous else [row[:n]]
       previous = clip
-      if sum(map(len, parts)) == num_frames(int(source.num_samples[clip])):
+      # Not by frames: compressed audio may end a little early.
+      if len(parts) == num_parts[clip]:
         yield clip, np.concatenate(parts)
   if source.damaged:
     logging.getLogger("ssl_jax").warning(
       "%d clips could not be read; they have no features", len(source.damaged)
     )
-
-
-def _writer(kind: str) -> Callable[[Path, np.ndarray], None]:
-  """-> write(file, frames [T, D] or [T, L + 1, D]).
-
-  Raises:
-    UserError: the format's library is not installed.
-  """
-  if kind == "parquet":
-    try:
-      import pyarrow
-      import pyarrow.parquet
-    except ImportError as error:
-      raise UserError(
-        "--format=parquet needs pyarrow: pip install pyarrow, or --format=npz"
-      ) from error
-
-  def write(path: Path, frames: np.ndarray) -> None:
-    times, file = frame_times(len(frames)), io.BytesIO()
-    # Layers first, as a stack of the states of one layer each.
-    features = (
-      np.ascontiguousarray(np.moveaxis(frames, -2, 0))
-      if (frames.ndim == 3)
-      else frames
-    )
-    if kind == "npz":
-      np.savez(file, features=features, times=times)
-    elif kind == "npy":
-      np.save(file, features)
-    else:
-      rows = frames.reshape(len(frames), -1)
-      table = pyarrow.table(
-        {
-          "frame": np.arange(len(frames)),
-          "time": times,
-          "features": pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(rows.ravel()), rows.shape[1]
-          ),
-        }
-      )
-      pyarrow.parquet.write_table(table, file)
-    write_atomically(path, file.getvalue())
-
-  return write
