@@ -7,8 +7,7 @@
 Each clip has a file of its own, in folders as its own: float32 [T, D], of
 --layer=all [L + 1, T, D], and in .npz and Parquet the time of each frame's
 middle in seconds. `index.jsonl` lists them. Run again, it goes on, and extracts
-anew what has changed. The last
-line on stdout is a JSON object.
+anew what has changed. The last line on stdout is a JSON object.
 """
 
 import logging

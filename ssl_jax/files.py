@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ssl_jax import reading
 from ssl_jax.errors import UserError
 
+_NODE = platform.node().replace(".", "-")
 _TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
 _log = logging.getLogger("ssl_jax")
 _ATTEMPTS = 50  # At a lock, a tenth of a second each.
@@ -50,7 +53,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
   # Of this process: others may write the same file.
-  mine = f"{platform.node()}.{os.getpid()}{_TORN}"
+  mine = f"{_NODE}.{os.getpid()}{_TORN}"
   # Cut, as no file's name may be longer than 255 bytes.
   temporary = path.with_name(f"{path.name[:40]}.{mine}")
   data = content.encode() if isinstance(content, str) else content
@@ -123,8 +126,17 @@ def alone(folder: Path, said: str) -> Iterator[None]:
       lock.write(f"process {os.getpid()} on {platform.node()}")
       lock.flush()
     for torn in folder.rglob(f"*{_TORN}"):
-      torn.unlink(missing_ok=True)
+      if not _is_being_written(torn.name):
+        torn.unlink(missing_ok=True)
     yield
+
+
+def _is_being_written(name: str) -> bool:
+  """Whether a temporary file is of a live process, of this machine."""
+  _, node, pid = ("", "", *name.removesuffix(_TORN).rsplit(".", 2))[-3:]
+  if node != _NODE or not pid.isdecimal() or int(pid) == os.getpid():
+    return False
+  return psutil.pid_exists(int(pid))
 
 
 @contextlib.contextmanager

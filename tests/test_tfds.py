@@ -15,7 +15,7 @@ from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import examples, records
+from ssl_jax.data import examples, records, shards
 from ssl_jax.errors import UserError
 from ssl_jax.probes import encoders, run
 from ssl_jax.training import sharding
@@ -185,6 +185,29 @@ def test_files_are_indexed_once(root, cache, monkeypatch):
   monkeypatch.setattr(examples, "_index", None)
   data.open_source(settings(root), "train")
   assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")} == before
+
+
+def test_a_fault_of_the_disk_is_not_kept_as_damage(root, tmp_path, monkeypatch):
+  file = str(sorted(root.rglob("*.array_record*"))[0])
+  feature = examples.Feature("speech", 16_000, 1, False, {}, "")
+  kept = tmp_path / "kept.jsonl"
+
+  def fails(said):
+    def read(self, places):
+      raise RuntimeError(said)
+
+    return read
+
+  for said in ("Reading failed: Input/output error; " * 9, "hash mismatch"):
+    with monkeypatch.context() as patch:
+      patch.setattr(shards.ArrayRecordReader, "read", fails(said))
+      if "error" in said:
+        with pytest.raises(UserError, match=r"cannot be read now .*goes on"):
+          examples._index(file, feature, kept)
+        assert not kept.exists()
+      else:
+        examples._index(file, feature, kept)
+        assert "hash mismatch" in kept.read_text()
 
 
 def test_other_rates_channels_labels_and_no_ids(tmp_path):

@@ -1,6 +1,7 @@
 """tf.train.Example messages: their audio, and what is known of it."""
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from ssl_jax.data.shards import Shards
 from ssl_jax.errors import UserError
 from ssl_jax.files import cache_folder, write_atomically
 
+# Faults of the machine, after which an example may be whole.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
 _FORMAT = 1  # Of what is kept of a file: another for other `_facts`.
 # What is kept of an example, under the names that datasets have for it.
 _METADATA = {
@@ -126,6 +129,12 @@ def _index(file: str, feature: Feature, path: Path) -> None:
     try:
       facts = _facts(_parse(shards.read(0, place)), feature)
     except DamagedAudio as damage:
+      said = str(damage.__cause__ or damage)
+      if any(os.strerror(code) in said for code in _PASSING):
+        raise UserError(
+          f"{file} cannot be read now ({damage}); when it can, the same "
+          "command goes on"
+        ) from None
       facts = {"damaged": str(damage)}
     lines.append(json.dumps(facts) + "\n")
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -239,6 +239,8 @@ def write_shard(
   except RuntimeError as error:  # The system's words are in ArrayRecord's.
     code = next((n for n in _FAULTS if os.strerror(n) in str(error)), errno.EIO)
     raise OSError(code, os.strerror(code), str(path)) from error
+  with part.open("rb") as file:  # Else a power failure might leave it empty.
+    os.fsync(file.fileno())
   part.replace(path)
   write_atomically(_shard(folder, shard, "jsonl"), "".join(lines))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ from ssl_jax.training.checkpoint import Checkpoints, restore_params
 from ssl_jax.training.encoder import load_encoder
 
 ROOT = Path(__file__).parents[2]
+NODE = platform.node().replace(".", "-")
 ARGS = [
   "-m",
   "ssl_jax.main",
@@ -406,11 +408,15 @@ def test_what_a_kill_left_of_a_file_is_cleared(tmp_path):
   (tmp_path / "probes").mkdir()
   for folder in (tmp_path, tmp_path / "probes"):
     write_atomically(folder / "whole.json", "{}")
-    (folder / "whole.json.123.ssl_jax-tmp").write_text("{")
+    for torn in ("whole.json.host.123", f"{NODE}.{os.getpid()}", ""):
+      (folder / f"{torn}.ssl_jax-tmp").write_text("{")
   (tmp_path / "mine.tmp").write_text("of the user")
+  # Of a command that is at work in a folder of its own, inside.
+  live = f"probes/x.json.{NODE}.{os.getppid()}.ssl_jax-tmp"
+  (tmp_path / live).write_text("{")
   with alone(tmp_path, "--workdir"):
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
-  assert left == {"whole.json", "probes/whole.json", "mine.tmp"}
+  assert left == {"whole.json", "probes/whole.json", "mine.tmp", live}
 
 
 @pytest.mark.parametrize("letter", ["a", "\u3042"])
