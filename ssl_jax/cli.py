@@ -3,14 +3,18 @@
 Exit status: 0 done, 1 the input is at fault, 2 wrong usage, 130 interrupted.
 """
 
+import contextlib
 import errno
 import functools
 import inspect
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -68,17 +72,19 @@ def run(
       user; "": it takes nothing, and is given nothing.
     needs_config: whether the door cannot do without --config, if it has it.
   """
+  sys.stderr = _Unheard(sys.stderr)
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)
   _quieten_threads()
-  if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
-    print(_help(main))
-    sys.exit(0)
-  host.prepare()  # Reading the config may import JAX.
-  given = _parse(sys.argv, arguments, needs_config)
   try:
+    if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+      _print(_help(main))
+      sys.exit(0)
+    host.prepare()  # Reading the config may import JAX.
+    given = _parse(sys.argv, arguments, needs_config)
     result = main(given) if arguments else main()
+    _print(json.dumps(result))
   except UserError as error:
     _fail(str(error), 2 if isinstance(error, UsageError) else 1)
   except OSError as error:
@@ -88,13 +94,55 @@ def run(
     _fail(f"{where}{error.strerror}; {_REMEDIES[error.errno]}", 1)
   except KeyboardInterrupt as error:
     _fail(str(error) or "interrupted", 130)
-  print(json.dumps(result), flush=True)
+  except (AssertionError, RuntimeError) as error:
+    if "home directory" in str(error):  # pathlib's words.
+      _fail("a path begins with ~, and there is no such home: write it out", 1)
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if not asked or not last.filename.endswith("xla_bridge.py"):
+      raise
+    _fail(f"JAX_PLATFORMS={asked}: JAX finds no such device: unset it", 1)
   return result
+
+
+class _Unheard:
+  """A stream that may be full or closed, or read by nobody: not an error."""
+
+  def __init__(self, stream: Any):
+    if stream is None:  # Else the next file opened would be it.
+      stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    with contextlib.suppress(OSError):
+      self._stream.flush()
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+def _print(text: str) -> None:
+  """To stdout; all is done by now, whether or not it can be written."""
+  try:
+    print(text, flush=True)
+  except OSError as error:
+    # Else the interpreter would try again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not isinstance(error, BrokenPipeError):
+      _fail(f"stdout cannot be written ({error.strerror}); all is done", 1)
 
 
 def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
   try:
-    rest = FLAGS(argv)[1:]
+    rest = [_at_home(word, word) for word in FLAGS(argv)[1:]]
+    for name, value in FLAGS.flag_values_dict().items():
+      if isinstance(value, str):
+        FLAGS[name].value = _at_home(value, f"--{name}={value}")
     if arguments and not rest:
       _fail(f"{arguments} is missing; see --help", 2)
     if rest and not arguments:
@@ -103,6 +151,8 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
       if needs_config:
         _fail("--config=configs/... is missing; see --help", 2)
     elif "config" in FLAGS:
+      if os.path.isdir(name := FLAGS["config"].config_filename):
+        _fail(f"--config={name} is a folder: give a file of it", 2)
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         clear_other_budgets(FLAGS.config, FLAGS["config"].override_values)
@@ -120,6 +170,14 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
     given = next((x for x in argv if x.startswith("--config=")), "--config")
     said = f"{type(error).__name__}: {_one_line(error)[:200]}"
     _fail(f"{given[:200]} fails ({said})", 2)
+
+
+def _at_home(path: str, said: str) -> str:
+  """A path that begins with ~, written out; a shell leaves it in --flag=~/x."""
+  found = os.path.expanduser(path)
+  if found == path and path.startswith("~"):
+    raise UserError(f"{said}: there is no such home; write ./~ if it is a name")
+  return found
 
 
 def _check_numbers() -> None:
@@ -168,7 +226,12 @@ def _quieten_threads() -> None:
 
   def quieter(default: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def hook(failed: Any) -> None:
-      if _is_of_disk(failed.exc_value):
+      if isinstance(failed.exc_value, KeyboardInterrupt):
+        # It came where nothing can be raised, as in a callback of the garbage
+        # collector: once more.
+        interrupt = os.getpid(), signal.SIGINT
+        threading.Timer(0.1, os.kill, interrupt).start()
+      elif _is_of_disk(failed.exc_value):
         say(f"{failed.exc_type.__name__}: {_one_line(failed.exc_value)[:200]}")
       else:
         default(failed)

@@ -40,7 +40,7 @@ def main() -> dict:
 
   if not _WORKDIR.value or not _OUT.value:
     raise UsageError("--workdir and --out are needed; see --help")
-  out = Path(_OUT.value).expanduser()
+  out = Path(_OUT.value)
   encoder = load_encoder(_WORKDIR.value)
   return export(encoder, _FORMAT.value, out, _LICENSE.value)
 

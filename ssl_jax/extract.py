@@ -74,7 +74,7 @@ def main(inputs: list[str]) -> dict:
     }
   else:
     by_row = sharding.by_row(sharding.make_mesh())
-    out = Path(_OUT.value).expanduser()
+    out = Path(_OUT.value)
     with alone(out, f"--out={_OUT.value}"):
       result |= extract.extract(
         source, states, identity, _FORMAT.value, out, by_row

@@ -62,7 +62,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
       f.write(data)
       f.flush()
       os.fsync(f.fileno())
-    temporary.replace(path)
+    try:
+      temporary.replace(path)
+    except OSError as error:  # It names the other file.
+      raise OSError(error.errno, error.strerror, str(path)) from error
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
@@ -91,9 +94,10 @@ def alone(folder: Path, said: str) -> Iterator[None]:
     UserError: another process is at work there, or nobody can be.
   """
   try:
+    os.fsencode(folder.absolute()).decode()  # Orbax takes no other.
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("a+")
-  except OSError as error:
+  except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"{said} cannot be used ({error}): choose another"
     ) from error
@@ -175,12 +179,19 @@ def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
     held: what it holds if it is another's, for errors.
 
   Raises:
-    UserError: it is another's, or cannot be written to.
+    UserError: it is another's, has files of unknown origin, or cannot be
+      written to.
   """
   path = folder / name
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
+      others = {x.name for x in folder.iterdir() if x.name[0] != "."}
+      if others := sorted(others - {"lock"}):
+        raise UserError(
+          f"{flag}={folder} holds {others[0]!r}, which is not of this command: "
+          "choose another"
+        )
       write_atomically(path, identity)
     elif reading.read_bytes(path) != identity.encode():
       raise UserError(f"{flag}={folder} holds {held}: choose another")

@@ -32,7 +32,7 @@ def prepare() -> None:
       os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
   if not _has_accelerator():
     keep_freed_memory()
-  if parent := os.environ.pop(PARENT, ""):
+  if (parent := os.environ.pop(PARENT, "")).isdecimal():
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
 
 

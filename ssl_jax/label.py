@@ -75,7 +75,7 @@ def main() -> dict:
     layer = str(int(layer[:9]))  # 06 is 6.
   validate(config)
   if _FROM_KM.value:
-    km = Path(_FROM_KM.value).expanduser()
+    km = Path(_FROM_KM.value)
     folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
     with alone(folder, f"--workdir={folder}"):
       return _said(folder, fairseq.import_labels(_open(config), km, folder))

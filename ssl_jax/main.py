@@ -58,6 +58,7 @@ _PROCESS_TIMEOUT = flags.DEFINE_float(
   "batch takes to read and, of several processes, than any evaluation batch, "
   "checkpoint or codebook.",
   1.0,
+  1e7,
 )
 
 

@@ -65,7 +65,7 @@ def main() -> dict:
 
   if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:
     raise UsageError("give --input and --out, or --out and --verify")
-  out = Path(_OUT.value).expanduser()
+  out = Path(_OUT.value)
   if _VERIFY.value:
     if problems := prepare.verify(out):
       clip, said = next(iter(problems.items()))
@@ -83,7 +83,7 @@ def main() -> dict:
     if kind == "tfds":
       source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
     else:
-      path = Path(_INPUT.value).expanduser()
+      path = Path(_INPUT.value)
       if manifest.is_archive(path):
         manifest.unpack(path, Path(unpacked))
         path = manifest.root_of(Path(unpacked))

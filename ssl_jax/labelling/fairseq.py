@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def check_files(sources: dict[str, Source]) -> None:
       "--km: a .tsv names files, and this data.source has none of its own: "
       "label the folder or manifest that it was made of"
     )
+  for source in sources.values():
+    for clip, path in zip(source.ids, source.paths):
+      if re.search(r"[\n\r\t\ud800-\udfff]", path):
+        raise UserError(f"--km: a .tsv cannot name {clip!r}: rename the file")
 
 
 def export_labels(folder: Path, sources: dict[str, AudioFiles]) -> None:

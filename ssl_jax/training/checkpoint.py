@@ -122,7 +122,7 @@ class Checkpoints:
 
     state = _alike(folder, read)
     _alike(folder, lambda: _verify(state, counters))
-    return state, {k: v for k, v in counters.items() if k not in _OWN}
+    return state, _spent(counters)
 
   def restore_newest(self, abstract_state: Any) -> tuple[int, Any, dict] | None:
     """Reads (update, state, counters) of the newest that is whole.
@@ -242,8 +242,8 @@ def _alike(folder: Path, read: Callable[[], Any]) -> Any:
   return value
 
 
-def restore_params(folder: Path, abstract_params: Any) -> Any:
-  """Reads some of the parameters of a checkpoint, on the first device.
+def restore_params(folder: Path, abstract_params: Any) -> tuple[Any, dict]:
+  """Reads (some of the parameters, counters), on the first device.
 
   Args:
     folder: of one checkpoint, WORKDIR/checkpoints/UPDATE.
@@ -266,13 +266,14 @@ def restore_params(folder: Path, abstract_params: Any) -> Any:
       "config.json its own?"
     ) from error
   try:
-    _verify(restored, _read_counters(folder))
+    counters = _read_counters(folder)
+    _verify(restored, counters)
   except (OSError, ValueError, DamagedCheckpoint) as error:
     raise UserError(
       f"{folder} is damaged ({error}): give an older one, as "
       f"{folder.parent}/UPDATE"
     ) from error
-  return restored["params"]
+  return restored["params"], _spent(counters)
 
 
 def _read_arrays(folder: Path, wanted: Any, partial: bool = False) -> Any:
@@ -315,6 +316,10 @@ def _verify(tree: Any, counters: dict) -> None:
     for path, value in checksums(tree).items():
       if counters["checksums"].get(path) != value:
         raise DamagedCheckpoint(f"{path} is not what was saved")
+
+
+def _spent(counters: dict) -> dict[str, Any]:
+  return {k: v for k, v in counters.items() if k not in _OWN}
 
 
 def _crc32(counters: dict) -> int:

@@ -82,7 +82,8 @@ def join(
 def _is_one_of_many() -> bool:
   """Whether JAX will find other processes, or that there are none, itself."""
   for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-    if int(os.environ.get(count) or 1) > 1:
+    number = os.environ.get(count, "")
+    if number.isdecimal() and int(number) > 1:
       return True
   chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
   if not chips or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
@@ -251,7 +252,8 @@ class StopRequest:
     # Not by logging, whose lock the interrupted code may hold.
     name = signal.Signals(number).name
     said = f"{name}: saving, then stopping; another stops at once\n"
-    os.write(2, said.encode())
+    with contextlib.suppress(OSError):
+      os.write(2, said.encode())
 
   def agreed(self) -> bool:
     """Whether any process was asked; all get the same answer, an update late.

@@ -22,6 +22,7 @@ from ssl_jax.training.checkpoint import restore_params
 from ssl_jax.validation import validate
 
 _HF = "hf:"
+_ATTEMPTS = 5  # To read a checkpoint while a run replaces it.
 
 # Lengths that clips are padded to, in samples: each is compiled once.
 PADDED = tuple(
@@ -39,12 +40,14 @@ class Encoder:
     origin: {path, update (None: not known), params: their hash,
       compute_dtype}.
     workdir: of that run.
+    spent: the counters of its checkpoint; None: not known.
   """
 
   config: ConfigDict
   params: Any
   origin: dict[str, Any]
   workdir: Path
+  spent: dict[str, Any] | None = None
 
   def __call__(
     self,
@@ -173,7 +176,20 @@ def load_encoder(path: Path | str) -> Encoder:
     origin = _origin(f"{_HF}{folder}", None, config, params)
     return Encoder(config, params, origin, Path("runs") / folder.name)
   path = Path(path)
-  folder, saved = _locate(path)
+  for _ in range(_ATTEMPTS):
+    folder, saved = _locate(path)
+    try:
+      return _read(path, folder, saved)
+    except UserError:
+      if _locate(path)[0] == folder:
+        raise  # Else a run goes on there, and this one made room.
+  raise UserError(
+    f"{path}: a run saves there faster than this can read: wait for it, or "
+    "give one of its checkpoints/UPDATE"
+  )
+
+
+def _read(path: Path, folder: Path, saved: dict[str, Any]) -> Encoder:
   config = config_lib.base()
   try:
     for section in ("objective", "wav2vec2", "frontend", "encoder"):
@@ -191,9 +207,10 @@ def load_encoder(path: Path | str) -> Encoder:
     jnp.zeros((1, 3200)),
     jnp.full(1, 3200),
   )["params"]
-  params = restore_params(folder, {"backbone": shapes})["backbone"]
+  params, spent = restore_params(folder, {"backbone": shapes})
+  params = params["backbone"]
   origin = _origin(path, int(folder.name), config, params)
-  return Encoder(config, params, origin, folder.parents[1])
+  return Encoder(config, params, origin, folder.parents[1], spent)
 
 
 def _origin(

@@ -85,8 +85,7 @@ def _history(encoder: Encoder) -> tuple[dict | None, dict | None, list[dict]]:
   if update is None:
     return None, None, []
   config = json.loads((encoder.workdir / "config.json").read_text())
-  counters = encoder.workdir / "checkpoints" / str(update) / "counters"
-  spent = json.loads((counters / "metadata").read_text()) | {"updates": update}
+  spent = encoder.spent | {"updates": update}
   probes = sorted((encoder.workdir / "probes").glob("*.json"))
   scores = [json.loads(path.read_text()) for path in probes]
   mine = [

@@ -114,4 +114,5 @@ def load_heads(encoder: Encoder) -> tuple[dict[str, Any], Any] | None:
   shapes = dict(jax.eval_shape(init)["params"])
   del shapes["backbone"]
   folder = encoder.workdir / "checkpoints" / str(encoder.origin["update"])
-  return encoder.config.wav2vec2.to_dict(), restore_params(folder, shapes)
+  heads, _ = restore_params(folder, shapes)
+  return encoder.config.wav2vec2.to_dict(), heads

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -45,8 +46,11 @@ class MetricsWriter:
       return
     self._trackers = config and tracking.Trackers(config, workdir)
     path = workdir / "metrics.jsonl"
-    kept = read_jsonl(path) if update else []
-    kept = [x for x in kept if x.get("update", math.inf) <= update]
+    kept, found = [], read_jsonl(path)
+    if update:
+      kept = [x for x in found if x.get("update", math.inf) <= update]
+    elif config:
+      _keep_lost(path, found, config.checkpoint.every)
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_atomically(path, text)
     self._file = path.open("a", buffering=1)
@@ -95,6 +99,23 @@ class MetricsWriter:
       self._trackers.finish(None)
     with contextlib.closing(self._events), named(Path(self._file.name)):
       self._file.close()
+
+
+def _keep_lost(path: Path, lines: list[dict[str, Any]], every: int) -> None:
+  """Keeps the lines of a run that begins anew though it had checkpoints.
+
+  One killed before its first was complete, the next not begun, has few.
+  """
+  updates = [x["update"] for x in lines if type(x.get("update")) is int]
+  last = max(updates, default=0)
+  if last > 2 * every:
+    old = path.with_name("metrics.old.jsonl")
+    path.replace(old)
+    logging.getLogger("ssl_jax").warning(
+      "%s goes to update %d, but there is no checkpoint: beginning anew; it is "
+      "now %s",
+      *(path, last, old.name),
+    )
 
 
 class _Events:
