@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
+def claim(
+  folder: Path,
+  name: str,
+  identity: str,
+  flag: str,
+  held: str,
+  makes: Sequence[str] | None = None,
+) -> None:
   """Makes a folder that of an identity, or checks that it is.
 
   Args:
@@ -177,6 +184,7 @@ def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
     identity: of what is written there.
     flag: that gave the folder, for errors.
     held: what it holds if it is another's, for errors.
+    makes: names in it that the caller writes to; None: any.
 
   Raises:
     UserError: it is another's, has files of unknown origin, or cannot be
@@ -187,7 +195,8 @@ def claim(folder: Path, name: str, identity: str, flag: str, held: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       others = {x.name for x in folder.iterdir() if x.name[0] != "."}
-      if others := sorted(others - {"lock"}):
+      others = others - {"lock"} if makes is None else others & {*makes}
+      if others := sorted(others):
         raise UserError(
           f"{flag}={folder} holds {others[0]!r}, which is not of this command: "
           "choose another"

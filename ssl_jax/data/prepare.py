@@ -21,6 +21,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 
 _SHARD_SECONDS = 1800.0  # 58 MB; what a kill may undo, on each core.
+_MAKES = ("dataset.json", "shards", "skipped.jsonl")
 UNPACKED = ".unpacked-by-ssl_jax-"  # How folders of archives begin.
 
 
@@ -64,7 +65,7 @@ def prepare(
     )
   shards = _share_out(items)
   held = "another corpus, or this one prepared otherwise"
-  claim(folder, "prepare.json", _identity(items), "--out", held)
+  claim(folder, "prepare.json", _identity(items), "--out", held, _MAKES)
   if (folder / "dataset.json").exists():
     return records.read_header(f"--out={folder}", folder)
   todo = [

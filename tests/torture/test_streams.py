@@ -114,10 +114,11 @@ def test_a_folder_of_others_files_is_not_taken(tmp_path):
   (tmp_path / "index.jsonl").write_text("mine")
   with pytest.raises(UserError, match=r"--out=.* holds 'index.jsonl', which"):
     files.claim(*claim)
-  (tmp_path / "index.jsonl").unlink()
-  files.claim(*claim)
-  (tmp_path / "index.jsonl").touch()
-  files.claim(*claim)
+  with pytest.raises(UserError, match=r"holds 'index.jsonl'"):
+    files.claim(*claim, ("index.jsonl", "x"))
+  files.claim(tmp_path / "new", *claim[1:])
+  files.claim(*claim, ("x",))
+  files.claim(*claim)  # Now its own.
 
 
 @pytest.mark.parametrize("name", ["a\nb.wav", "a\tb.wav", "a\udcff.wav"])
