@@ -72,7 +72,10 @@ def run(
       user; "": it takes nothing, and is given nothing.
     needs_config: whether the door cannot do without --config, if it has it.
   """
-  sys.stderr = _Unheard(sys.stderr)
+  while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+    pass  # Else a stream that is closed would be the next file opened.
+  os.close(fd)
+  sys.stderr = _Unheard(sys.stderr or open(os.devnull, "w"))
   logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)
@@ -101,7 +104,8 @@ def run(
     last = traceback.extract_tb(error.__traceback__)[-1]
     if not asked or not last.filename.endswith("xla_bridge.py"):
       raise
-    _fail(f"JAX_PLATFORMS={asked}: JAX finds no such device: unset it", 1)
+    said = _one_line(error)[:200] or "JAX finds no such device: unset it"
+    _fail(f"JAX_PLATFORMS={asked}: {said}", 1)
   return result
 
 
@@ -109,8 +113,6 @@ class _Unheard:
   """A stream that may be full or closed, or read by nobody: not an error."""
 
   def __init__(self, stream: Any):
-    if stream is None:  # Else the next file opened would be it.
-      stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     self._stream = stream
 
   def write(self, text: str) -> int:
@@ -141,8 +143,11 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
   try:
     rest = [_at_home(word, word) for word in FLAGS(argv)[1:]]
     for name, value in FLAGS.flag_values_dict().items():
-      if isinstance(value, str):
-        FLAGS[name].value = _at_home(value, f"--{name}={value}")
+      said = f"--{name}={value}"
+      if isinstance(value, list):
+        FLAGS[name].value = [_at_home(x, said) for x in value]
+      elif isinstance(value, str) and value.startswith("~"):
+        FLAGS[name].parse(_at_home(value, said))  # A config's has it as well.
     if arguments and not rest:
       _fail(f"{arguments} is missing; see --help", 2)
     if rest and not arguments:
@@ -172,10 +177,11 @@ def _parse(argv: list[str], arguments: str, needs_config: bool) -> list[str]:
     _fail(f"{given[:200]} fails ({said})", 2)
 
 
-def _at_home(path: str, said: str) -> str:
+def _at_home(path: Any, said: str) -> Any:
   """A path that begins with ~, written out; a shell leaves it in --flag=~/x."""
-  found = os.path.expanduser(path)
-  if found == path and path.startswith("~"):
+  if not isinstance(path, str) or not path.startswith("~"):
+    return path
+  if (found := os.path.expanduser(path)) == path:
     raise UserError(f"{said}: there is no such home; write ./~ if it is a name")
   return found
 

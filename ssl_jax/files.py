@@ -20,6 +20,7 @@ from ssl_jax.errors import UserError
 
 _NODE = platform.node().replace(".", "-")
 _TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
+_NOBODYS = {"lock", "lost+found"}  # Ours, and of a file system.
 _log = logging.getLogger("ssl_jax")
 _ATTEMPTS = 50  # At a lock, a tenth of a second each.
 
@@ -195,7 +196,7 @@ def claim(
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       others = {x.name for x in folder.iterdir() if x.name[0] != "."}
-      others = others - {"lock"} if makes is None else others & {*makes}
+      others = others - _NOBODYS if makes is None else others & {*makes}
       if others := sorted(others):
         raise UserError(
           f"{flag}={folder} holds {others[0]!r}, which is not of this command: "

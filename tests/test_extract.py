@@ -19,7 +19,7 @@ from ssl_jax import num_frames
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.training import encoder as encoder_lib
-from ssl_jax.training import extract, loop, sharding
+from ssl_jax.training import extract, feature_files, loop, sharding
 
 ROOT = Path(ssl_jax.__file__).parents[1]
 
@@ -159,6 +159,14 @@ def test_a_changed_file_is_extracted_anew_and_another_refused(
   assert run(encoder, "2", [audio], out)["files"] == 13
   found = np.load(made)["features"]
   np.testing.assert_allclose(found, encoder(heard, 2), atol=5e-5)
+  # What can no longer be read has no features; nor has what is gone.
+  whole = file.read_bytes()
+  file.write_bytes(whole[:-2000] + bytes(2000))
+  assert run(encoder, "2", [audio], out)["files"] == 12
+  assert f"s0/{made.name}" not in (out / "index.jsonl").read_text()
+  file.write_bytes(whole)
+  assert run(encoder, "2", [audio], out)["files"] == 13
+  assert feature_files.audio_facts(str(tmp_path / "gone"))["size"] is None
   # Of clips by other names the lines stay; a torn one is forgotten.
   index = out / "index.jsonl"
   *whole, last = index.read_text().splitlines()

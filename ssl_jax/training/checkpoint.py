@@ -71,7 +71,7 @@ class Checkpoints:
       ),
     )
     for update in self.all():
-      with contextlib.suppress(OSError, ValueError):  # Told when restored.
+      with contextlib.suppress(OSError, ValueError):
         counters = _read_counters(self._folder / str(update))
         self._best.note(update, counters.get("valid_loss"))
 
@@ -214,9 +214,10 @@ class _Best:
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> list[bool]:
     """Whether each is the one; as Orbax asks it."""
-    losses = [self._losses.get(each.step, math.inf) for each in checkpoints]
-    lowest = min(losses, default=math.inf)
-    return [loss == lowest < math.inf for loss in losses]
+    # One that could not be read just then may be the best.
+    losses = [self._losses.get(each.step) for each in checkpoints]
+    lowest = min((x for x in losses if x is not None), default=math.inf)
+    return [x is None or x == lowest < math.inf for x in losses]
 
 
 def _alike(folder: Path, read: Callable[[], Any]) -> Any:

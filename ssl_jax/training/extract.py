@@ -194,7 +194,7 @@ def extract(
     source: of the clips.
     states: of a batch, as `states_of` gives it.
     identity: of the states.
-    kind: one of FORMATS.
+    kind: npz, npy or parquet.
     out: the folder.
     by_row: how a batch is placed on the devices.
 

@@ -14,8 +14,6 @@ from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE
 from ssl_jax.errors import UserError
 from ssl_jax.files import named, read_jsonl, write_atomically
 
-FORMATS = ("npz", "npy", "parquet")
-
 
 def frame_times(frames: int) -> np.ndarray:
   """Seconds from a clip's start to the middle of each frame's window. [T]."""
@@ -26,7 +24,7 @@ def writer(kind: str) -> Callable[[Path, np.ndarray], None]:
   """-> write(file, frames [T, D] or [T, L + 1, D]).
 
   Args:
-    kind: one of FORMATS.
+    kind: npz, npy or parquet.
 
   Raises:
     UserError: the format's library is not installed.
@@ -70,12 +68,15 @@ def writer(kind: str) -> Callable[[Path, np.ndarray], None]:
 
 
 def audio_facts(file: str) -> dict[str, Any]:
-  """What tells a file of audio from others, and from what it was before."""
-  facts = os.stat(file)
+  """What tells a file of audio from others, and from what it was before.
+
+  `size` and `mtime_ns` are None if it is gone.
+  """
+  facts = os.stat(file) if os.path.exists(file) else None
   return {
     "audio": os.path.abspath(file),
-    "size": facts.st_size,
-    "mtime_ns": facts.st_mtime_ns,
+    "size": facts and facts.st_size,
+    "mtime_ns": facts and facts.st_mtime_ns,
   }
 
 
@@ -113,10 +114,10 @@ class Index:
         f"--out={self._folder}: {name} has the features of "
         f"{line.get('audio')}, not of {audio['audio']}: choose another --out"
       )
-    return all(line.get(key) == value for key, value in audio.items())
+    return audio.items() <= line.items()
 
   def __enter__(self) -> "Index":
-    self._write()  # Less what a kill has cut short.
+    self._write()  # Less what a kill has cut short, or is of before a change.
     self._file = self._stack.enter_context(self._path.open("a"))
     return self
 
@@ -133,5 +134,9 @@ class Index:
       self._write()
 
   def _write(self) -> None:
-    lines = (json.dumps(line) + "\n" for _, line in sorted(self._lines.items()))
+    lines = []
+    for _, line in sorted(self._lines.items()):
+      audio = audio_facts(str(line.get("audio")))
+      if audio["size"] is None or audio.items() <= line.items():
+        lines.append(json.dumps(line) + "\n")
     write_atomically(self._path, "".join(lines))

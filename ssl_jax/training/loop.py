@@ -206,7 +206,7 @@ def _train(
     stack.callback(checkpoints.close)
     with distributed.first_alone("metrics"):
       writer = metrics_lib.MetricsWriter(
-        workdir, first_update, distributed.is_first(), config
+        workdir, first_update, update, distributed.is_first(), config
       )
       alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
     stack.callback(writer.close)

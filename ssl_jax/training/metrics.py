@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
+from ssl_jax.errors import UserError
 from ssl_jax.files import named, read_jsonl, write_atomically
 from ssl_jax.training import tracking
 
@@ -37,20 +38,30 @@ class MetricsWriter:
     self,
     workdir: Path,
     update: int,
-    active: bool = True,
-    config: ConfigDict | None = None,
+    begin: int,
+    active: bool,
+    config: ConfigDict,
   ):
-    """Opens them, and what `config.log.to` names."""
+    """Opens them, and what `config.log.to` names.
+
+    Args:
+      workdir: of the run.
+      update: of the run's checkpoint; 0: there is none.
+      begin: update that the run goes on from: that, or a trunk's.
+      active: whether this process writes.
+      config: of the run.
+    """
     self._active = active
     if not active:
       return
-    self._trackers = config and tracking.Trackers(config, workdir)
+    self._trackers = tracking.Trackers(config, workdir)
     path = workdir / "metrics.jsonl"
-    kept, found = [], read_jsonl(path)
+    kept = []
     if update:
-      kept = [x for x in found if x.get("update", math.inf) <= update]
-    elif config:
-      _keep_lost(path, found, config.checkpoint.every)
+      kept = read_jsonl(path)
+      kept = [x for x in kept if x.get("update", math.inf) <= update]
+    else:
+      _keep_lost(path, begin + 2 * config.checkpoint.every)
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_atomically(path, text)
     self._file = path.open("a", buffering=1)
@@ -63,12 +74,11 @@ class MetricsWriter:
     self._line(update, split, values)
     named = {f"{split}/{k}": v for k, v in values.items() if math.isfinite(v)}
     self._events.write(update, [scalar(k, v) for k, v in named.items()])
-    if self._trackers:
-      self._trackers.log(update, named)
+    self._trackers.log(update, named)
 
   def finish(self, result: dict[str, Any]) -> None:
     """Says elsewhere what a complete run returned; before `close`."""
-    if self._active and self._trackers:
+    if self._active:
       self._trackers.finish(result)
 
   def event(
@@ -95,20 +105,22 @@ class MetricsWriter:
     """Flushes all."""
     if not self._active:
       return
-    if self._trackers:
-      self._trackers.finish(None)
+    self._trackers.finish(None)
     with contextlib.closing(self._events), named(Path(self._file.name)):
       self._file.close()
 
 
-def _keep_lost(path: Path, lines: list[dict[str, Any]], every: int) -> None:
+def _keep_lost(path: Path, most: int) -> None:
   """Keeps the lines of a run that begins anew though it had checkpoints.
 
-  One killed before its first was complete, the next not begun, has few.
+  One killed before its first was complete, the next not begun, has none of
+  updates above `most`.
   """
-  updates = [x["update"] for x in lines if type(x.get("update")) is int]
-  last = max(updates, default=0)
-  if last > 2 * every:
+  updates = []
+  with contextlib.suppress(UserError):  # Damaged lines say nothing.
+    updates = [line.get("update") for line in read_jsonl(path)]
+  last = max((x for x in updates if type(x) is int), default=0)
+  if last > most:
     old = path.with_name("metrics.old.jsonl")
     path.replace(old)
     logging.getLogger("ssl_jax").warning(

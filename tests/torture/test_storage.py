@@ -1,5 +1,6 @@
 """Disks that are full, read-only or damaged; folders that are in use."""
 
+import errno
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from test_training import SMALL, finish, reproducible, start_main, tiny
 from ssl_jax.data import embedded
 from ssl_jax.errors import UserError
 from ssl_jax.files import alone, read_jsonl, write_atomically
-from ssl_jax.training import loop
+from ssl_jax.training import checkpoint, loop
 from ssl_jax.training.checkpoint import Checkpoints, restore_params
 from ssl_jax.training.encoder import load_encoder
 
@@ -182,7 +183,7 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, begun):
       from pathlib import Path
       from test_training import tiny
       from ssl_jax.errors import UserError
-      from ssl_jax.training import loop
+      from ssl_jax.training import checkpoint, loop
       try:
         loop.train(tiny(5), Path(sys.argv[1]))
       except UserError as error:
@@ -297,6 +298,27 @@ def test_the_best_checkpoint_outlives_those_after_it(tmp_path, resumed):
       checkpoints = Checkpoints(tmp_path, keep=2)
   assert checkpoints.all() == [3, 12, 15]
   assert checkpoints.restore(3, {"x": jnp.ones(3)})[1] == spent
+  checkpoints.close()
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_may_be_the_best(
+  tmp_path, monkeypatch
+):
+  state, spent = {"x": jnp.ones(3)}, {"flops": 1.0, "wall_seconds": 1.0}
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  for update, loss in ((1, 0.1), (2, 0.5)):
+    checkpoints.save(update, state, spent, loss)
+  checkpoints.close()
+
+  def hiccup(path):
+    raise OSError(errno.EIO, "Input/output error")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.reading, "read_object", hiccup)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints.save(3, state, spent, 0.4)
+  checkpoints.wait()
+  assert 1 in checkpoints.all()
   checkpoints.close()
 
 

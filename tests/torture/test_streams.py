@@ -19,7 +19,7 @@ from ssl_jax.data.source import AudioFiles
 from ssl_jax.errors import UserError
 from ssl_jax.labelling import fairseq
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.training import encoder, loop
+from ssl_jax.training import encoder, loop, metrics
 from ssl_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def test_a_result_nobody_reads_is_no_error(what):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", ["2>/dev/full", "2>&-", "2> >(true)"])
+@pytest.mark.parametrize("stream", ["2>/dev/full", "<&- 2>&-", "2> >(true)"])
 def test_a_run_whose_messages_are_lost_is_trained(tmp_path, stream):
   args = [*SMALL, "--config.budget.updates=4", f"--workdir={tmp_path / 'run'}"]
   done = sh(f'"$@" {stream}', "-m", "ssl_jax.main", *args)
@@ -70,6 +70,8 @@ def test_paths_at_home_are_written_out(tmp_path):
   assert json.loads(done.stdout)["workdir"] == f"{tmp_path}/run", done.stderr
   nobody = sh('"$@"', *args, "--workdir=~nobody-here/run")
   assert_one_line(nobody, "--workdir=~nobody-here/run: there is no such home")
+  trunk = sh('"$@"', *args, "--config.budget.trunk=~/x", HOME=str(tmp_path))
+  assert_one_line(trunk, f"config.budget.trunk='{tmp_path}/x'")
   assert not [*ROOT.glob("~*")]
 
 
@@ -151,6 +153,18 @@ def test_a_run_whose_checkpoints_are_gone_says_so(tmp_path, caplog):
   assert "goes to update 4, but there is no checkpoint" in caplog.text
   assert (tmp_path / "metrics.old.jsonl").read_text() == lines
   assert reproducible(tmp_path) == expected
+
+
+def test_a_branch_that_was_killed_early_begins_anew_as_usual(tmp_path, caplog):
+  lines = '{"update": 40, "split": "valid"}\n{"update": 42, "split": "train"}\n'
+  (tmp_path / "metrics.jsonl").write_text(lines)
+  config = tiny()
+  config.checkpoint.every = 5
+  metrics.MetricsWriter(tmp_path, 0, 40, True, config).close()
+  assert not caplog.text and not (tmp_path / "metrics.old.jsonl").exists()
+  (tmp_path / "metrics.jsonl").write_text(lines + "{damaged\n" + lines)
+  metrics.MetricsWriter(tmp_path, 0, 0, True, config).close()
+  assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_an_encoder_is_read_while_its_run_makes_room(tmp_path, monkeypatch):
