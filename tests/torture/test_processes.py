@@ -157,8 +157,20 @@ def assert_one_line(err, *said):
 def shared_memory(faulty):
   """What the processes hold of it; one killed as it makes some leaves 0 B."""
   env, _ = faulty
-  held = Path("/dev/shm").glob(env["MEMORY"][1:] + "*")
-  return {x.name for x in held if x.stat().st_size}
+  held = set()
+  for segment in Path("/dev/shm").glob(env["MEMORY"][1:] + "*"):
+    with contextlib.suppress(FileNotFoundError):  # It comes and goes.
+      if segment.stat().st_size:
+        held.add(segment.name)
+  return held
+
+
+def wait_for_memory(faulty):
+  """Until some batches are in it, as they are once workers read ahead."""
+  deadline = time.monotonic() + 20
+  while len(shared_memory(faulty)) <= 4:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
 
 
 def open_batches(corpus, number, num_workers, source=AudioFiles):
@@ -263,7 +275,7 @@ def test_headers_that_cannot_be_read_end_the_process_in_time(
 
 def test_a_stopped_worker_ends_the_process_in_time(corpus, faulty):
   with reading(faulty, corpus, 2, 3) as (process, children):
-    assert len(shared_memory(faulty)) > 4
+    wait_for_memory(faulty)
     workers_of(children)[1].suspend()
     seconds, err = end_within(20, process)
     assert process.returncode == 1
@@ -292,7 +304,7 @@ def test_time_that_the_process_itself_is_stopped_does_not_count(corpus, faulty):
 def test_a_killed_process_leaves_no_workers_and_no_memory(corpus, faulty):
   with reading(faulty, corpus, 2, 60) as (process, children):
     assert len(workers_of(children)) == 2
-    assert len(shared_memory(faulty)) > 4
+    wait_for_memory(faulty)
     process.kill()
     assert_gone(children)
     assert len(shared_memory(faulty)) <= 2  # Those being made just then.
