@@ -1,6 +1,5 @@
 """Files of features, one a clip, and the index of a folder of them."""
 
-import contextlib
 import io
 import json
 import os
@@ -99,7 +98,6 @@ class Index:
     self._lines = {
       name: line for name, line in lines.items() if (folder / name).exists()
     }
-    self._stack = contextlib.ExitStack()
 
   def has(self, name: str, audio: dict[str, Any]) -> bool:
     """Whether the file `name` has the features of that audio, as it is now.
@@ -118,7 +116,7 @@ class Index:
 
   def __enter__(self) -> "Index":
     self._write()  # Less what a kill has cut short, or is of before a change.
-    self._file = self._stack.enter_context(self._path.open("a"))
+    self._file = self._path.open("a")
     return self
 
   def add(self, line: dict[str, Any]) -> None:
@@ -129,7 +127,8 @@ class Index:
       self._file.flush()
 
   def __exit__(self, failed: type | None, *_: object) -> None:
-    self._stack.close()
+    with named(self._path):
+      self._file.close()
     if not failed:
       self._write()
 

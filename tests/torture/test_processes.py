@@ -282,7 +282,7 @@ def test_a_stopped_worker_ends_the_process_in_time(corpus, faulty):
     assert 2 < seconds < 12
     assert_one_line(err, "one of config.loader.num_workers stopped", "goes on")
     assert_gone(children)
-    assert len(shared_memory(faulty)) <= 2  # Those being made just then.
+    assert not shared_memory(faulty)
 
 
 def test_time_that_the_process_itself_is_stopped_does_not_count(corpus, faulty):
@@ -305,9 +305,10 @@ def test_a_killed_process_leaves_no_workers_and_no_memory(corpus, faulty):
   with reading(faulty, corpus, 2, 60) as (process, children):
     assert len(workers_of(children)) == 2
     wait_for_memory(faulty)
+    left = shared_memory(faulty)
     process.kill()
     assert_gone(children)
-    assert len(shared_memory(faulty)) <= 2  # Those being made just then.
+    assert not shared_memory(faulty) & left
 
 
 def test_signals_to_the_whole_group_leave_batches_to_come(corpus, faulty):
@@ -463,7 +464,7 @@ def test_a_stopped_process_ends_the_run_of_all(tmp_path, whole, stopped):
     pair.both[stopped].send_signal(signal.SIGSTOP)
     (status,), seconds = pair.end_within(40, 1 - stopped)
     assert status == 1, pair.said
-    assert 15 < seconds  # --process_timeout=20, and a tenth.
+    assert 15 < seconds < 25  # --process_timeout=20, and a tenth.
     assert "for --process_timeout=20 s" in pair.said[1 - stopped]
     assert f"--workdir={tmp_path} goes on" in pair.said[1 - stopped]
     pair.both[stopped].send_signal(signal.SIGCONT)
@@ -534,10 +535,10 @@ def test_a_slow_process_is_waited_for(tmp_path, faulty, corpus):
 
 @pytest.mark.slow
 def test_a_killed_data_worker_of_one_ends_the_run_of_all(tmp_path):
-  with Pair(tmp_path, 60, args=["--config.loader.num_workers=1"]) as pair:
+  with Pair(tmp_path, args=["--config.loader.num_workers=1"]) as pair:
     wait_for(tmp_path, 14, *pair.both)
     children = psutil.Process(pair.both[1].pid).children(recursive=True)
     workers_of(children)[0].kill()
-    statuses, _ = pair.end_within(30)  # Not --process_timeout.
+    statuses, _ = pair.end_within(15)  # Not --process_timeout.
     assert 0 not in statuses
     assert "num_workers was lost" in pair.said[1]

@@ -183,7 +183,7 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, begun):
       from pathlib import Path
       from test_training import tiny
       from ssl_jax.errors import UserError
-      from ssl_jax.training import checkpoint, loop
+      from ssl_jax.training import loop
       try:
         loop.train(tiny(5), Path(sys.argv[1]))
       except UserError as error:
