@@ -26,12 +26,12 @@ def load(path: str) -> Any:
     path: a run's workdir, WORKDIR/checkpoints/UPDATE, or hf:DIR.
 
   Returns:
-    An `ssl_jax.training.encoder.Encoder`.
+    An `ssl_jax.pretrained.load.Encoder`.
 
   Raises:
     UserError: it holds no encoder.
   """
-  from ssl_jax.training.encoder import load_encoder  # Here: it imports JAX.
+  from ssl_jax.pretrained.load import load_encoder  # Here: it imports JAX.
 
   return load_encoder(path)
 

@@ -45,7 +45,7 @@ _RECORDS = flags.DEFINE_integer(
 )
 
 
-# The module of ssl_jax.benchmarks that has each.
+# The module of ssl_jax.measure that has each.
 _MODULES = dict.fromkeys(("step", "stem", "probe", "compile"), "speed") | {
   "data": "data",
   "memory": "memory",
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> dict:
       f"unknown benchmark {' '.join(arguments)!r}; "
       f"{config_lib.nearest(name, _MODULES)}"
     )
-  benchmark = importlib.import_module(f"ssl_jax.benchmarks.{_MODULES[name]}")
+  benchmark = importlib.import_module(f"ssl_jax.measure.{_MODULES[name]}")
   config = flags.FLAGS.config or config_lib.base()
   rounds = _ROUNDS.value
   if name == "data":

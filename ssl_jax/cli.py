@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax import host
+from ssl_jax import process
 from ssl_jax.config import flatten
 from ssl_jax.errors import UsageError, UserError
 from ssl_jax.overrides import clear_other_budgets
@@ -84,7 +84,7 @@ def run(
     if {"--help", "-h", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
       _print(_help(main))
       sys.exit(0)
-    host.prepare()  # Reading the config may import JAX.
+    process.prepare()  # Reading the config may import JAX.
     given = _parse(sys.argv, arguments, needs_config)
     result = main(given) if arguments else main()
     _print(json.dumps(result))

@@ -27,12 +27,12 @@ _TOPOLOGY = flags.DEFINE_string(
 
 def main() -> dict:
   """Compiles; returns the JSON object."""
-  from ssl_jax.budget import devices
+  from ssl_jax.devices import chips
   from ssl_jax.errors import UsageError, UserError
 
   if not _TOPOLOGY.value:
     raise UsageError("--topology is missing: say v5e:4x4, for example")
-  chip, name, chips = devices.topology(_TOPOLOGY.value)
+  chip, name, chips = chips.topology(_TOPOLOGY.value)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       "the TPU compiler is not installed: pip install 'ssl_jax[tpu]', on any "
@@ -47,12 +47,12 @@ def main() -> dict:
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nothing is held: no chip is used.
   }
-  from ssl_jax.training import ahead
+  from ssl_jax.measure import compile_ahead
   from ssl_jax.validation import validate
 
   validate(cli.FLAGS.config)
-  facts = ahead.compile_for(cli.FLAGS.config, chip, name, chips)
-  logging.getLogger("ssl_jax").info("%s", ahead.text(facts))
+  facts = compile_ahead.compile_for(cli.FLAGS.config, chip, name, chips)
+  logging.getLogger("ssl_jax").info("%s", compile_ahead.text(facts))
   return facts
 
 

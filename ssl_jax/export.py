@@ -35,8 +35,8 @@ def main() -> dict:
   """Exports; returns the JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax.errors import UsageError
-  from ssl_jax.training.encoder import load_encoder
-  from ssl_jax.training.export import export
+  from ssl_jax.pretrained.export import export
+  from ssl_jax.pretrained.load import load_encoder
 
   if not _WORKDIR.value or not _OUT.value:
     raise UsageError("--workdir and --out are needed; see --help")

@@ -49,10 +49,11 @@ def main(inputs: list[str]) -> dict:
   """Extracts; returns the JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax import FRAME_HOP, num_frames
+  from ssl_jax.devices import sharding
   from ssl_jax.errors import UsageError
   from ssl_jax.files import alone
-  from ssl_jax.training import extract, sharding
-  from ssl_jax.training.encoder import load_encoder
+  from ssl_jax.pretrained import extract
+  from ssl_jax.pretrained.load import load_encoder
 
   if not _WORKDIR.value or not _OUT.value:
     raise UsageError("--workdir and --out are needed; see --help")

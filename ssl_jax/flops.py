@@ -40,7 +40,7 @@ def main() -> dict:
   """Counts; returns the JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax.budget import cost
-  from ssl_jax.training.step import num_params
+  from ssl_jax.objectives.inputs import num_params
   from ssl_jax.validation import validate
 
   config = cli.FLAGS.config

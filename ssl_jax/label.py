@@ -64,10 +64,11 @@ _FROM_KM = flags.DEFINE_string(
 def main() -> dict:
   """Labels the data of `--config`; returns the header, without the counts."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.devices import sharding
   from ssl_jax.files import alone
-  from ssl_jax.labelling import corpus, fairseq, frames
-  from ssl_jax.training import sharding
-  from ssl_jax.training.encoder import load_encoder
+  from ssl_jax.labelling import corpus, fairseq
+  from ssl_jax.pretrained import corpus_pass
+  from ssl_jax.pretrained.load import load_encoder
   from ssl_jax.validation import validate
 
   config, layer = cli.FLAGS.config, _LAYER.value
@@ -80,7 +81,7 @@ def main() -> dict:
     with alone(folder, f"--workdir={folder}"):
       return _said(folder, fairseq.import_labels(_open(config), km, folder))
   if layer == "mfcc":
-    states, origin, beside = frames.mfcc_states, None, Path("runs")
+    states, origin, beside = corpus_pass.mfcc_states, None, Path("runs")
   elif not layer.isdecimal():
     raise UserError(f"--layer={layer}: expected a number, or mfcc")
   elif _CHECKPOINT.value is None:
@@ -113,7 +114,7 @@ def main() -> dict:
 
 
 def _open(config: Any) -> dict[str, Any]:
-  from ssl_jax.data import open_source
+  from ssl_jax.data.sources import open_source
 
   return {split: open_source(config.data, split) for split in _SPLITS}
 

@@ -65,16 +65,17 @@ _PROCESS_TIMEOUT = flags.DEFINE_float(
 def main() -> dict:
   """Trains `--config` in `--workdir`; returns the run's JSON object."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.devices import processes
   from ssl_jax.errors import UsageError
-  from ssl_jax.training import distributed, loop
+  from ssl_jax.training import loop
 
   who = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   if None in who and any(x is not None for x in who):
     raise UsageError(
       "--coordinator, --num_processes and --process_id go together"
     )
-  distributed.join(*who, _PROCESS_TIMEOUT.value)
-  if distributed.many() and not _WORKDIR.value:
+  processes.join(*who, _PROCESS_TIMEOUT.value)
+  if processes.many() and not _WORKDIR.value:
     raise UsageError("--workdir is missing: one folder for all processes")
   if _INIT_FROM.value:
     cli.FLAGS.config.init_from = _INIT_FROM.value

@@ -68,12 +68,13 @@ def main() -> dict:
   """Plans; returns the JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax import config as config_lib
-  from ssl_jax.budget import devices, planner
+  from ssl_jax.budget import planner
   from ssl_jax.budget.law import Candidate
   from ssl_jax.budget.updates import update_flops
+  from ssl_jax.devices import chips
   from ssl_jax.errors import UsageError
-  from ssl_jax.training import calibrate
-  from ssl_jax.training.step import num_params
+  from ssl_jax.measure import calibrate
+  from ssl_jax.objectives.inputs import num_params
 
   if (_BUDGET.value is None) == (_DEVICE_HOURS.value is None):
     raise UsageError("give --budget, or --device_hours with --device")
@@ -82,7 +83,7 @@ def main() -> dict:
   if _PRICE.value is not None and not _DEVICE.value:
     raise UsageError("--price is of an hour of --device: give one")
   if _DEVICE.value not in (None, "here"):
-    devices.parse(_DEVICE.value)
+    chips.parse(_DEVICE.value)
   own = [run for d in _RUNS.value for run in planner.read_runs(Path(d))]
   law, laws, setting, points = planner.fit(_OBJECTIVE.value, own)
 
@@ -103,7 +104,7 @@ def main() -> dict:
     speed = calibrate.flops_per_second(configs["100"])
     basis = "measured, size 100"
   elif _DEVICE.value:
-    speed = devices.peak(_DEVICE.value) * _MFU.value
+    speed = chips.peak(_DEVICE.value) * _MFU.value
     basis = f"{_MFU.value:.0%} of peak, " + (
       "as given" if cli.FLAGS["mfu"].present else "an assumption: see --mfu"
     )

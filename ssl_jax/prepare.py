@@ -60,7 +60,8 @@ _VERIFY = flags.DEFINE_bool(
 
 def main() -> dict:
   """Prepares, or verifies; returns what the corpus is."""
-  from ssl_jax.data import manifest, prepare, records, tfds
+  from ssl_jax.data import prepare
+  from ssl_jax.data.sources import manifest, records, tfds
   from ssl_jax.errors import UsageError, UserError
 
   if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:

@@ -49,10 +49,10 @@ _CACHE = flags.DEFINE_string(
 def main() -> dict:
   """Probes; returns the result, of all tasks by name for task=all."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.devices import sharding
   from ssl_jax.errors import UsageError
   from ssl_jax.files import cache_folder
   from ssl_jax.probes import run
-  from ssl_jax.training import sharding
 
   names = _ENCODER.value
   if not names or len({*names}) < len(names):
@@ -91,8 +91,8 @@ def main() -> dict:
 
 def _encoders(names: list[str], seed: int) -> tuple[list[Any], Path]:
   """The encoders, and the workdir that scores belong to."""
+  from ssl_jax.pretrained.load import load_encoder
   from ssl_jax.probes import encoders
-  from ssl_jax.training.encoder import load_encoder
 
   found, beside = [], Path("runs")
   if _CHECKPOINT.value:

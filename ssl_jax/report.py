@@ -30,8 +30,8 @@ _TITLE = flags.DEFINE_string(
 def main(given: list[str]) -> dict:
   """Writes the report on the runs in the folders `given`."""
   # Imported late: --help and usage errors need no matplotlib.
-  from ssl_jax.budget import page, runs
   from ssl_jax.errors import UserError
+  from ssl_jax.reports import page, runs
 
   folders = [Path(folder) for folder in given]
   found, broken = runs.read(folders)

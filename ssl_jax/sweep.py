@@ -43,7 +43,7 @@ def main() -> dict:
   # The accelerator is for the runs: this process only counts.
   os.environ["JAX_PLATFORMS"] = "cpu"
   from ssl_jax.errors import UsageError, UserError
-  from ssl_jax.training import family
+  from ssl_jax.training import sweep
 
   if _INDEX.value >= _COUNT.value:
     raise UsageError(
@@ -55,20 +55,20 @@ def main() -> dict:
       "as configs/isoflop.py"
     )
   workdir = Path(_WORKDIR.value)
-  groups = family.expand(cli.FLAGS.config, _SET.value, workdir)
+  groups = sweep.expand(cli.FLAGS.config, _SET.value, workdir)
   runs = [
     run for group in groups[_INDEX.value :: _COUNT.value] for run in group
   ]
-  logging.getLogger("ssl_jax").info("%s", family.table(runs, workdir))
+  logging.getLogger("ssl_jax").info("%s", sweep.table(runs, workdir))
   failed = {}
   if not _DRY_RUN.value:
-    failed = family.train_all(runs, workdir, environment)
+    failed = sweep.train_all(runs, workdir, environment)
     for name, said in failed.items():
       logging.getLogger("ssl_jax").error("failed: %s: %s", name, said)
   return {
     "workdir": str(workdir),
     "runs": [
-      {"name": run.name, "finished": family.is_finished(workdir / run.name)}
+      {"name": run.name, "finished": sweep.is_finished(workdir / run.name)}
       | {key: run.facts[key] for key in ("params", "updates", "flops")}
       | {"own_flops": run.facts["own_flops"], "epochs": run.facts["epochs"]}
       for run in runs

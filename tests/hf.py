@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from ssl_jax.interop import hf as importer
+from ssl_jax.pretrained import hf_read as importer
 
 TINY = {
   "hidden_size": 48,

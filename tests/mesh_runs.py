@@ -8,7 +8,8 @@ from pathlib import Path
 
 from test_training import tiny
 
-from ssl_jax.training import distributed, loop, sharding
+from ssl_jax.devices import processes, sharding
+from ssl_jax.training import loop
 
 
 def settings(objective: str, mesh: tuple[int, int, int]):
@@ -28,7 +29,7 @@ def main(out: str, objective: str, *meshes: str) -> None:
   if meshes[-1].startswith("@"):
     *meshes, joined = meshes
     coordinator, count, process = joined[1:].split(",")
-    distributed.join(coordinator, int(count), int(process), 100)
+    processes.join(coordinator, int(count), int(process), 100)
   for name in meshes:
     mesh = tuple(map(int, name.split(",")))
     loop.train(settings(objective, mesh), Path(out) / name)

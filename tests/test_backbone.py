@@ -11,8 +11,8 @@ import torch
 
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone, frame_mask
-from ssl_jax.models.stem import WaveformStem
-from ssl_jax.models.transformer import grouped_conv
+from ssl_jax.models.encoders.transformer import grouped_conv
+from ssl_jax.models.frontends.waveform import WaveformStem
 
 TOLERANCE = 1e-4
 

@@ -14,7 +14,7 @@ import soundfile
 from ml_collections import ConfigDict
 
 from ssl_jax import data
-from ssl_jax.data import batches, plan
+from ssl_jax.data import batch_plan, batches
 from ssl_jax.errors import UserError
 
 BUCKETS = [16_000, 32_000, 64_000]
@@ -48,7 +48,7 @@ def same(a, b):
 def test_every_clip_once_in_each_epoch_of_its_bucket(batch_seconds):
   num_samples = lengths()
   sizes = bucket_sizes(num_samples)
-  planned = plan.BatchPlan(num_samples, BUCKETS, batch_seconds, seed=3)
+  planned = batch_plan.BatchPlan(num_samples, BUCKETS, batch_seconds, seed=3)
   epochs = 5
   seen = collections.Counter()
   for update in range(updates_through(planned, sizes, epochs)):
@@ -65,7 +65,7 @@ def test_every_clip_once_in_each_epoch_of_its_bucket(batch_seconds):
 
 def test_an_epoch_of_updates_ends_before_the_next_begins():
   num_samples = lengths()
-  planned = plan.BatchPlan(num_samples, BUCKETS, 8.0, seed=3)
+  planned = batch_plan.BatchPlan(num_samples, BUCKETS, 8.0, seed=3)
   end = updates_through(planned, bucket_sizes(num_samples), 1)
   rows = [planned.batch(update) for update in range(end)]
   assert {int(c) for r in rows for c in r.clips} == set(range(97))
@@ -78,41 +78,41 @@ def test_an_epoch_of_updates_ends_before_the_next_begins():
 def test_a_late_update_costs_no_more_than_an_early_one(
   monkeypatch, batch_seconds
 ):
-  planned = plan.BatchPlan(lengths(), BUCKETS, batch_seconds, seed=0)
+  planned = batch_plan.BatchPlan(lengths(), BUCKETS, batch_seconds, seed=0)
   count = collections.Counter()
-  original = plan._Bucket.batches_before
+  original = batch_plan._Bucket.batches_before
 
   def counted(bucket, epoch):
     count["steps"] += 1
     return original(bucket, epoch)
 
-  monkeypatch.setattr(plan._Bucket, "batches_before", counted)
+  monkeypatch.setattr(batch_plan._Bucket, "batches_before", counted)
   for update in (10, 10**7, 10**12):
-    plan._permutation.cache_clear()
+    batch_plan._permutation.cache_clear()
     count.clear()
     batch = planned.batch(update)
     epochs = len(np.unique(batch.epochs))
-    assert plan._permutation.cache_info().misses == 1 + epochs
+    assert batch_plan._permutation.cache_info().misses == 1 + epochs
     assert count["steps"] < 60
 
 
 def test_an_epoch_sorts_each_bucket_once():
-  planned = plan.BatchPlan(lengths(), BUCKETS, 8.0, seed=0)
-  plan._permutation.cache_clear()
+  planned = batch_plan.BatchPlan(lengths(), BUCKETS, 8.0, seed=0)
+  batch_plan._permutation.cache_clear()
   for update in range(round(planned.updates_per_epoch)):
     planned.batch(update)
   # Two blocks may be touched, and two epochs of each of three buckets.
-  assert plan._permutation.cache_info().misses <= 2 + 2 * 3
+  assert batch_plan._permutation.cache_info().misses <= 2 + 2 * 3
 
 
 def test_a_batch_depends_on_the_update_alone():
-  planned = plan.BatchPlan(lengths(), BUCKETS, 20.0, seed=1)
+  planned = batch_plan.BatchPlan(lengths(), BUCKETS, 20.0, seed=1)
   updates = list(range(60))
   forward = [planned.batch(update) for update in updates]
-  plan._permutation.cache_clear()
+  batch_plan._permutation.cache_clear()
   for update in reversed(updates):
     assert same(planned.batch(update), forward[update])
-  plan._permutation.cache_clear()
+  batch_plan._permutation.cache_clear()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     for update, batch in zip(updates, pool.map(planned.batch, updates)):
       assert same(batch, forward[update])
@@ -122,7 +122,7 @@ def test_epochs_and_seeds_differ_in_order_and_crops():
   num_samples = np.full(40, 960_000)
   rows = {}
   for seed in (0, 1):
-    planned = plan.BatchPlan(num_samples, BUCKETS, 160.0, seed)
+    planned = batch_plan.BatchPlan(num_samples, BUCKETS, 160.0, seed)
     assert planned.shapes == [(40, 64_000)]  # One batch an epoch.
     rows |= {(seed, epoch): planned.batch(epoch) for epoch in range(3)}
   for batch in rows.values():
@@ -136,7 +136,7 @@ def test_epochs_and_seeds_differ_in_order_and_crops():
 
 def test_crops_start_on_frames_of_the_clip_and_cover_it():
   num_samples = lengths()
-  planned = plan.BatchPlan(num_samples, BUCKETS, 20.0, seed=0)
+  planned = batch_plan.BatchPlan(num_samples, BUCKETS, 20.0, seed=0)
   shares = []
   for update in range(300):
     batch = planned.batch(update)
@@ -154,7 +154,7 @@ def test_crops_start_on_frames_of_the_clip_and_cover_it():
 @pytest.mark.parametrize("room, starts", [(1_279, 4), (1_280, 5)])
 def test_crops_start_on_any_frame_alike(room, starts):
   num_samples = np.full(200, BUCKETS[-1] + room)
-  planned = plan.BatchPlan(num_samples, BUCKETS, 80.0, seed=0)
+  planned = batch_plan.BatchPlan(num_samples, BUCKETS, 80.0, seed=0)
   drawn = [planned.batch(update).starts for update in range(100)]
   frames, counts = np.unique(drawn, return_counts=True)
   np.testing.assert_array_equal(frames, 320 * np.arange(starts))
@@ -163,7 +163,7 @@ def test_crops_start_on_any_frame_alike(room, starts):
 
 
 def test_the_order_of_a_seed_is_the_same_for_ever():
-  planned = plan.BatchPlan(np.arange(1, 13) * 8_000, BUCKETS, 8.0, seed=7)
+  planned = batch_plan.BatchPlan(np.arange(1, 13) * 8_000, BUCKETS, 8.0, seed=7)
   drawn = [planned.batch(update) for update in (0, 2, 5, 1_000)]
   assert [
     (d.bucket_length, d.clips.tolist(), d.starts.tolist()) for d in drawn
@@ -184,7 +184,7 @@ def test_accounting():
   seconds = np.clip(np.abs(rng.normal(13.0, 3.5, 3_000)), 1.5, 30)
   num_samples = (seconds * 16_000).astype(int)
   lengths = [int(16_000 * s) for s in (5, 9, 12.5, 14, 15.625)]
-  planned = plan.BatchPlan(num_samples, lengths, 156.0, seed=0)
+  planned = batch_plan.BatchPlan(num_samples, lengths, 156.0, seed=0)
   assert abs(planned.seconds_per_update / 156 - 1) < 0.03
   assert planned.hours == pytest.approx(num_samples.sum() / 16_000 / 3_600)
   drawn = [planned.batch(u) for u in range(round(planned.updates_per_epoch))]
@@ -207,18 +207,18 @@ def test_accounting():
 def test_a_plan_of_nothing_is_refused():
   for num_samples in ([], [16_000, 0]):
     with pytest.raises(ValueError, match="no clips"):
-      plan.BatchPlan(np.array(num_samples), BUCKETS, 8.0, 0)
+      batch_plan.BatchPlan(np.array(num_samples), BUCKETS, 8.0, 0)
 
 
 def test_validation_reads_every_clip_once():
   num_samples = lengths()
-  rows = plan.valid_batches(num_samples, BUCKETS, 20.0)
+  rows = batch_plan.valid_batches(num_samples, BUCKETS, 20.0)
   clips = np.concatenate([r.clips for r in rows])
   assert sorted(clips[clips >= 0]) == list(range(97))
   assert (clips < 0).sum() > 0
   shapes = {(r.bucket_length, len(r.clips)) for r in rows}
   assert len(shapes) == 3
-  again = plan.valid_batches(num_samples, BUCKETS, 20.0)
+  again = batch_plan.valid_batches(num_samples, BUCKETS, 20.0)
   assert all(same(a, b) for a, b in zip(rows, again, strict=True))
   for r in rows:
     room = num_samples[r.clips] - r.bucket_length
@@ -226,7 +226,7 @@ def test_validation_reads_every_clip_once():
     assert (r.starts % 320 == 0).all()
   # Batches of another size show the same crops.
   crops = {}
-  for r in rows + plan.valid_batches(num_samples, BUCKETS, 3.0):
+  for r in rows + batch_plan.valid_batches(num_samples, BUCKETS, 3.0):
     for clip, start in zip(r.clips.tolist(), r.starts.tolist()):
       assert crops.setdefault(clip, start) == start
   assert len({start for start in crops.values()}) > 10
@@ -240,7 +240,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def planned(source):
-  return plan.BatchPlan(source.num_samples, BUCKETS, 12.0, seed=0)
+  return batch_plan.BatchPlan(source.num_samples, BUCKETS, 12.0, seed=0)
 
 
 def iterate(source, planned, start=0, number=6, threads=2, workers=0, **rest):
@@ -382,7 +382,7 @@ def test_a_clip_damaged_later_is_an_empty_row_named_once(
   root, source = folder
   cut = (root / "4.flac").read_bytes()[:1_000]
   (root / "4.flac").write_bytes(cut)
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 6.0, 0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 6.0, 0)
   with caplog.at_level(logging.WARNING, "ssl_jax"):
     read = iterate(source, planned, number=3, workers=workers)
   for update, batch in enumerate(read):
@@ -400,7 +400,7 @@ def test_a_disk_that_went_away_stops_the_run(folder):
   root, source = folder
   for path in root.iterdir():
     path.unlink()
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 6.0, 0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 6.0, 0)
   with pytest.raises(UserError, match="none of the 6 clips"):
     iterate(source, planned)
   assert len(source.damaged) == 6
@@ -424,7 +424,7 @@ def test_nothing_is_lost_or_twice_however_processes_change(source, seed):
   kept = np.sort(rng.permutation(len(source.ids))[: rng.integers(1, 150)])
   some = source.select(kept)
   buckets = np.sort(rng.choice(np.arange(4_000, 60_000, 320), 3)).tolist()
-  planned = plan.BatchPlan(
+  planned = batch_plan.BatchPlan(
     some.num_samples, buckets, rng.uniform(0.1, 60), int(rng.integers(99))
   )
   epochs = 2
@@ -451,7 +451,7 @@ def test_nothing_is_lost_or_twice_however_processes_change(source, seed):
 def test_what_is_left_after_a_random_step_is_the_same(source, workers):
   rng = np.random.default_rng(workers)
   rates = rng.choice([0.3, 1.0, 2.5], len(source.ids))
-  planned = plan.BatchPlan(
+  planned = batch_plan.BatchPlan(
     source.num_samples, BUCKETS, 12.0, 5, rates, 0.5, (0.9, 1.1)
   )
   whole = iterate(source, planned, number=8, workers=workers)
@@ -480,7 +480,7 @@ def test_what_is_left_after_a_random_step_is_the_same(source, workers):
 def test_clips_come_as_often_as_their_rates(batch_seconds):
   num_samples = lengths()
   rates = np.random.default_rng(1).choice([0.25, 1.0, 2.6], len(num_samples))
-  planned = plan.BatchPlan(num_samples, BUCKETS, batch_seconds, 3, rates)
+  planned = batch_plan.BatchPlan(num_samples, BUCKETS, batch_seconds, 3, rates)
   assert sum(planned.shares) == pytest.approx(1)
   cropped = np.minimum(num_samples, BUCKETS[-1])
   assert planned.seconds_per_update * planned.updates_per_epoch == (
@@ -507,8 +507,10 @@ def test_clips_come_as_often_as_their_rates(batch_seconds):
 
 def test_speeds_are_drawn_for_clips_and_leave_the_rest_alone():
   num_samples = lengths(400)
-  plain = plan.BatchPlan(num_samples, BUCKETS, 50.0, 3)
-  fast = plan.BatchPlan(num_samples, BUCKETS, 50.0, 3, None, 0.4, (0.9, 1.1))
+  plain = batch_plan.BatchPlan(num_samples, BUCKETS, 50.0, 3)
+  fast = batch_plan.BatchPlan(
+    num_samples, BUCKETS, 50.0, 3, None, 0.4, (0.9, 1.1)
+  )
   speeds = []
   for update in range(200):
     a, b = plain.batch(update), fast.batch(update)
@@ -547,7 +549,9 @@ class Frames:
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
 def test_at_another_speed_audio_and_labels_are_of_the_same_time(speed):
-  planned = plan.BatchPlan([96_000], [32_000], 2.0, 0, None, 1.0, (speed,))
+  planned = batch_plan.BatchPlan(
+    [96_000], [32_000], 2.0, 0, None, 1.0, (speed,)
+  )
   rows = planned.batch(3)
   batch = batches.load_batch(Sweep(), rows, labels=[Frames()])
   assert batch["length"].tolist() == [32_000]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax.benchmarks import data, memory, sides, speed
 from ssl_jax.errors import UserError
-from ssl_jax.training.step import num_params
+from ssl_jax.measure import data, memory, sides, speed
+from ssl_jax.objectives.inputs import num_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +120,7 @@ def test_speed_is_of_the_same_flops_and_the_faster_peak(monkeypatch):
 
 
 def test_the_rival_is_the_same_model():
-  from ssl_jax.benchmarks import rival
+  from ssl_jax.measure import rival
 
   config = config_lib.base()
   config.hubert.clusters = config.hubert.clusters[:1]

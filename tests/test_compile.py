@@ -8,8 +8,8 @@ import sys
 import pytest
 from test_training import ROOT
 
-from ssl_jax.budget import devices
-from ssl_jax.training import hlo
+from ssl_jax.devices import chips
+from ssl_jax.measure import hlo
 
 # Two layers in a loop of 12, of which one branch sends more; then one gather.
 PROGRAM = """
@@ -107,7 +107,7 @@ def test_memory_traffic_leaves_out_what_stays_on_the_chip():
   ],
 )
 def test_slices_are_named_by_shape_or_chips(name, found):
-  assert devices.topology(name)[1:] == found
+  assert chips.topology(name)[1:] == found
 
 
 def compile_door(*args):

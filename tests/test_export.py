@@ -20,14 +20,14 @@ from test_training import tiny
 import ssl_jax
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
-from ssl_jax.data import audio
+from ssl_jax.data.sources import audio
 from ssl_jax.errors import UserError
 from ssl_jax.files import new_folder
-from ssl_jax.interop import hf as importer
-from ssl_jax.interop import hf_write
 from ssl_jax.models.backbone import Backbone
+from ssl_jax.pretrained import hf_read as importer
+from ssl_jax.pretrained import hf_write
+from ssl_jax.pretrained.export import export
 from ssl_jax.training import loop
-from ssl_jax.training.export import export
 
 CORPUS = Path(ssl_jax.__file__).parent / "data" / "corpus"
 

@@ -16,10 +16,12 @@ from test_training import tiny
 
 import ssl_jax
 from ssl_jax import num_frames
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.training import encoder as encoder_lib
-from ssl_jax.training import extract, feature_files, loop, sharding
+from ssl_jax.pretrained import extract, feature_files
+from ssl_jax.pretrained import load as encoder_lib
+from ssl_jax.training import loop
 
 ROOT = Path(ssl_jax.__file__).parents[1]
 

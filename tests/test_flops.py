@@ -9,7 +9,9 @@ from flax import linen as nn
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
 from ssl_jax.budget import flops, updates
-from ssl_jax.models import stem, transformer
+from ssl_jax.models.encoders import transformer
+from ssl_jax.models.frontends import waveform
+from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
 from ssl_jax.training import optimizer, step
 
@@ -96,7 +98,7 @@ def test_parameters_equal_the_published(size, objective):
 def gelu_is_one_operation(monkeypatch):
   """XLA counts the polynomial it makes of GELU: up to 4.6 % of a forward pass
   that we count matmuls and convolutions of."""
-  for module in (stem, transformer):
+  for module in (waveform, transformer):
     monkeypatch.setattr(module, "gelu", nn.relu)
 
 
@@ -120,9 +122,10 @@ def test_costs_equal_xla(size, frontend, objective, gelu_is_one_operation):
   adam = optimizer.make_optimizer(config)
   state = jax.eval_shape(lambda: step.init_state(model, adam, config))
   # 248 frames: the encoder pads to a multiple of 8, which XLA would count.
-  batch = step.abstract_batch(config, 1, 79_440)
+  batch = inputs_lib.abstract_batch(config, 1, 79_440)
   inputs = jax.eval_shape(
-    lambda batch: step.prepare(model, config, batch, jax.random.key(0)), batch
+    lambda batch: inputs_lib.prepare(model, config, batch, jax.random.key(0)),
+    batch,
   )
   forward = jax.jit(
     lambda params, inputs: model.apply({"params": params}, inputs, None, 0)

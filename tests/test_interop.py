@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from ssl_jax.errors import UserError
-from ssl_jax.interop import hf_layout as layout
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.training.encoder import load_encoder
+from ssl_jax.pretrained import hf_names as layout
+from ssl_jax.pretrained.load import load_encoder
 
 LARGE = {
   "feat_extract_norm": "layer",

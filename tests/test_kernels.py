@@ -139,7 +139,8 @@ import jax, numpy as np
 import mesh_runs
 from ssl_jax.models import target
 from ssl_jax.models.kernels import attention_gpu, norm_gpu, stem_gpu
-from ssl_jax.training import calibrate, sharding
+from ssl_jax.devices import sharding
+from ssl_jax.measure import calibrate
 
 def losses(mesh, kernels, rows=4):
   target.kernels = lambda: kernels
@@ -174,7 +175,9 @@ import mesh_runs
 from ssl_jax.models import target
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
-from ssl_jax.training import optimizer, sharding, step
+from ssl_jax.devices import sharding
+from ssl_jax.objectives import inputs
+from ssl_jax.training import optimizer, step
 
 target.kernels = lambda: "tpu"
 config = mesh_runs.settings("hubert", (1, 1, 1))
@@ -185,7 +188,7 @@ state = jax.eval_shape(
   lambda: step.init_state(objective, optimizer.make_optimizer(config), config)
 )
 by_row = sharding.by_row(mesh)
-batch = step.abstract_batch(config, 4, 6400)
+batch = inputs.abstract_batch(config, 4, 6400)
 
 def lower(function, placed, *arguments):
   jitted = jax.jit(function, in_shardings=placed)

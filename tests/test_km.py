@@ -13,8 +13,8 @@ from test_training import tiny
 
 import ssl_jax
 from ssl_jax import num_frames
-from ssl_jax.data import open_source
 from ssl_jax.data.labels import open_labels
+from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 from ssl_jax.labelling import fairseq
 from ssl_jax.training import loop

@@ -270,7 +270,7 @@ ON_EIGHT = """
 import re, sys
 import jax, numpy as np
 from ssl_jax.signal import kmeans
-from ssl_jax.training import sharding
+from ssl_jax.devices import sharding
 
 folder = sys.argv[1]
 kmeans._CHUNK = 1 << 17

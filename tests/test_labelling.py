@@ -16,17 +16,19 @@ from sklearn import metrics
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
-from ssl_jax.data import open_source
+from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import NO_LABEL, open_labels
+from ssl_jax.data.sources import open_source
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.labelling import corpus, frames, quality
+from ssl_jax.labelling import corpus, quality
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
-from ssl_jax.training import loop, optimizer, sharding, step
-from ssl_jax.training.checkpoint import Checkpoints
-from ssl_jax.training.encoder import load_encoder
+from ssl_jax.pretrained import corpus_pass
+from ssl_jax.pretrained.load import load_encoder
+from ssl_jax.training import loop, optimizer, step
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = 8
@@ -88,7 +90,7 @@ def work(audio):
   return {
     "config": config,
     "sources": {name: open_source(config.data, name) for name in splits},
-    "states": frames.mfcc_states,
+    "states": corpus_pass.mfcc_states,
     "clusters": CLUSTERS,
     "origin": {"layer": "mfcc", "checkpoint": None},
     "by_row": sharding.by_row(sharding.make_mesh()),
@@ -321,7 +323,7 @@ def test_killed_again_and_again_the_labels_are_the_same(
   # Each kill lost a row of the batch it came in, and no other work.
   assert calls == ["fit", "fit", "draw", "draw"]
   sources, piece = quick["sources"].values(), num_frames(LAST_BUCKET)
-  batches = [len(frames.make_pieces(quick["config"], s)) for s in sources]
+  batches = [len(corpus_pass.make_pieces(quick["config"], s)) for s in sources]
   assert kills == 2 + sum(batches) - 2 > 10
   pieces = sum((-(-num_frames(s.num_samples) // piece)).sum() for s in sources)
   assert KilledOften.written == pieces + sum(batches) - 2

@@ -17,7 +17,7 @@ import soundfile
 from ml_collections import ConfigDict
 
 from ssl_jax import data, num_frames
-from ssl_jax.data import batches, label_writer, labels, plan
+from ssl_jax.data import batch_plan, batches, label_writer, labels
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import NO_LABEL, open_labels
 from ssl_jax.errors import UserError
@@ -724,7 +724,7 @@ def assert_labels_are_of_the_audio(batch, source):
 
 def test_labels_in_a_batch_are_those_of_its_audio(spoken):
   source, sets = spoken
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
   cropped = 0
   for update in range(20):
     rows = planned.batch(update)
@@ -737,7 +737,7 @@ def test_labels_in_a_batch_are_those_of_its_audio(spoken):
     assert bare.keys() == {"waveform", "length", "record", "rows"}
   assert cropped > 20
   empty = 0
-  for rows in plan.valid_batches(source.num_samples, BUCKETS, 10.0):
+  for rows in batch_plan.valid_batches(source.num_samples, BUCKETS, 10.0):
     batch = batches.load_batch(source, rows, labels=sets)
     assert_labels_are_of_the_audio(batch, source)
     empty += (batch["record"] < 0).sum()
@@ -757,7 +757,7 @@ def test_audio_that_ends_early_has_no_labels_beyond(spoken):
       return audio[:-700] if len(audio) < num_samples else audio
 
   lost = 0
-  for rows in plan.valid_batches(source.num_samples, BUCKETS, 10.0):
+  for rows in batch_plan.valid_batches(source.num_samples, BUCKETS, 10.0):
     batch = batches.load_batch(Short(), rows, labels=sets)
     assert_labels_are_of_the_audio(batch, source)
     whole = batches.load_batch(source, rows, labels=sets)["labels"]
@@ -766,7 +766,7 @@ def test_audio_that_ends_early_has_no_labels_beyond(spoken):
 
 
 def iterate(source, sets, threads=2, workers=0, **share):
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
   iterator = batches.make_iterator(
     source,
     planned,
@@ -797,7 +797,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("threads, workers", [(1, 0), (4, 0), (2, 2)])
 def test_threads_and_workers_read_the_same_labels(spoken, threads, workers):
   source, sets = spoken
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
   plain = [
     batches.load_batch(source, planned.batch(update), 8, labels=sets)
     for update in range(3, 11)
@@ -822,7 +822,7 @@ def test_a_clip_that_cannot_be_read_has_no_labels(spoken, tmp_path, workers):
   paths[10] = str(tmp_path / "gone.wav")
   source = dataclasses.replace(source, paths=paths, damaged={})
   read = iterate(source, sets, workers=workers)
-  planned = plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
+  planned = batch_plan.BatchPlan(source.num_samples, BUCKETS, 10.0, seed=0)
   met = 0
   for update, batch in enumerate(read, 3):
     clips = planned.batch(update).clips

@@ -8,8 +8,8 @@ import soundfile
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import plan, prepare
-from ssl_jax.data.manifest import find_clips, open_clips
+from ssl_jax.data import batch_plan, prepare
+from ssl_jax.data.sources.manifest import find_clips, open_clips
 from ssl_jax.errors import UserError
 
 SIZES = {"a": 30, "b": 7}  # Clips of 1 s and of 3 s.
@@ -66,7 +66,7 @@ def test_a_mixture_is_its_corpora(corpora):
 def test_weights_are_shares_of_the_audio_drawn(corpora):
   config = settings(corpora, weights=(1.0, 2.0, 1.0))
   source = data.open_source(config, "train")
-  planned = plan.BatchPlan(
+  planned = batch_plan.BatchPlan(
     source.num_samples, [32_000, 64_000], 12.0, 0, source.rates
   )
   seconds = collections.Counter()

@@ -14,7 +14,7 @@ from ssl_jax.budget import law as law_lib
 from ssl_jax.budget import planner, updates
 from ssl_jax.budget.law import PUBLISHED, Candidate, Point
 from ssl_jax.errors import UserError
-from ssl_jax.training.step import num_params
+from ssl_jax.objectives.inputs import num_params
 
 ROOT = Path(__file__).parents[1]
 BITS = 1 / math.log(2)

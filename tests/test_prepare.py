@@ -18,9 +18,10 @@ import soundfile
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import audio, manifest, prepare, records, shards
+from ssl_jax.data import prepare
+from ssl_jax.data.batch_plan import BatchPlan
 from ssl_jax.data.batches import load_batch
-from ssl_jax.data.plan import BatchPlan
+from ssl_jax.data.sources import audio, manifest, records, shards
 from ssl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]

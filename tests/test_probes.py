@@ -18,7 +18,8 @@ import transformers
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
-from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.data.sources.audio import DamagedAudio
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.probes import (
   TASKS,
@@ -32,7 +33,6 @@ from ssl_jax.probes import (
   run,
   verify,
 )
-from ssl_jax.training import sharding
 
 ROOT = Path(__file__).parents[1]
 BY_ROW = sharding.by_row(sharding.make_mesh())

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax.budget import cells as cells_lib
-from ssl_jax.budget import isoflop, page, runs
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.overrides import override
+from ssl_jax.reports import cells as cells_lib
+from ssl_jax.reports import isoflop, page, runs
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"30": 5.9e6, "50": 9.9e6, "100": 2.0e7, "200": 4.0e7, "base": 9.47e7}

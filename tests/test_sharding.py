@@ -14,8 +14,9 @@ import pytest
 from test_training import ROOT, abstract, reproducible
 
 from ssl_jax import config as config_lib
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
-from ssl_jax.training import loop, sharding
+from ssl_jax.training import loop
 
 GOLDEN = Path(__file__).parent / "golden"
 

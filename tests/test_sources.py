@@ -12,7 +12,7 @@ import soxr
 from ml_collections import ConfigDict
 
 from ssl_jax import data
-from ssl_jax.data import audio
+from ssl_jax.data.sources import audio
 from ssl_jax.errors import UserError
 
 CORPUS = pathlib.Path(data.__file__).parent / "corpus"

@@ -5,8 +5,8 @@ import pytest
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data.source import AudioFiles
-from ssl_jax.data.subset import take_hours
+from ssl_jax.data.sources.source import AudioFiles
+from ssl_jax.data.sources.subset import take_hours
 from ssl_jax.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from ssl_jax.budget import updates
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.overrides import override
-from ssl_jax.training import family as family_lib
+from ssl_jax.training import sweep as family_lib
 
 ROOT = Path(__file__).parents[1]
 TINY = [

@@ -8,8 +8,8 @@ import pytest
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
 from ssl_jax.objectives import make_objective, tera
+from ssl_jax.objectives.inputs import prepare
 from ssl_jax.signal import fbank
-from ssl_jax.training import step
 
 ROWS, SAMPLES, CHANNELS = 4, 16_000, 24
 LENGTHS = np.array([16_000, 12_000, 9_000, 3_000])
@@ -36,7 +36,7 @@ def inputs():
     "rows": jnp.arange(ROWS),
   }
   config, objective = make()
-  return step.prepare(objective, config, batch, jax.random.key(1))
+  return prepare(objective, config, batch, jax.random.key(1))
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import config as config_lib
 from ssl_jax import data
-from ssl_jax.data import examples, records, shards
+from ssl_jax.data.sources import records, shards, tfds_examples
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.probes import encoders, run
-from ssl_jax.training import sharding
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "ssl_jax" / "data" / "corpus"
@@ -182,14 +182,14 @@ def test_splits_are_as_tfds_writes_them(root):
 def test_files_are_indexed_once(root, cache, monkeypatch):
   data.open_source(settings(root), "train")
   before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")}
-  monkeypatch.setattr(examples, "_index", None)
+  monkeypatch.setattr(tfds_examples, "_index", None)
   data.open_source(settings(root), "train")
   assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")} == before
 
 
 def test_a_fault_of_the_disk_is_not_kept_as_damage(root, tmp_path, monkeypatch):
   file = str(sorted(root.rglob("*.array_record*"))[0])
-  feature = examples.Feature("speech", 16_000, 1, False, {}, "")
+  feature = tfds_examples.Feature("speech", 16_000, 1, False, {}, "")
   kept = tmp_path / "kept.jsonl"
 
   def fails(said):
@@ -203,10 +203,10 @@ def test_a_fault_of_the_disk_is_not_kept_as_damage(root, tmp_path, monkeypatch):
       patch.setattr(shards.ArrayRecordReader, "read", fails(said))
       if "error" in said:
         with pytest.raises(UserError, match=r"cannot be read now .*goes on"):
-          examples._index(file, feature, kept)
+          tfds_examples._index(file, feature, kept)
         assert not kept.exists()
       else:
-        examples._index(file, feature, kept)
+        tfds_examples._index(file, feature, kept)
         assert "hash mismatch" in kept.read_text()
 
 

@@ -16,12 +16,12 @@ import optax
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.objectives import OBJECTIVES, make_objective
 from ssl_jax.training import loop, optimizer, step
-from ssl_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 

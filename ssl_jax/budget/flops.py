@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
-from ssl_jax.models.stem import STEM_LAYERS
+from ssl_jax.models.frontends.waveform import STEM_LAYERS
 from ssl_jax.signal import fbank
 
 REFERENCE_CROP = 224_000  # Samples: the crop the paper's budgets refer to.

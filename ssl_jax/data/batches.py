@@ -19,10 +19,10 @@ from absl import flags
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
 from ssl_jax.data import workers
-from ssl_jax.data.audio import DamagedAudio, change_speed
+from ssl_jax.data.batch_plan import BatchPlan, Rows
 from ssl_jax.data.labels import NO_LABEL, LabelSet
-from ssl_jax.data.plan import BatchPlan, Rows
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.audio import DamagedAudio, change_speed
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 
 _STUCK = (

@@ -16,7 +16,7 @@ from ssl_jax.data.labels import (
   blocks,
   corpus_hash,
 )
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.files import write_atomically
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE, num_frames
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 

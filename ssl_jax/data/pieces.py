@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE, num_frames
-from ssl_jax.data.plan import Rows
+from ssl_jax.data.batch_plan import Rows
 
 
 class Pieces:

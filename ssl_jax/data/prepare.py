@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE, files, reading
-from ssl_jax.data import audio, records, workers
-from ssl_jax.data.source import Source
+from ssl_jax.data import workers
+from ssl_jax.data.sources import audio, records
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 

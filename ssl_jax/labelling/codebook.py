@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ssl_jax.config import label_sets
 from ssl_jax.data.labels import read_codebook, write_codebook
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.labelling import frames as frames_lib
+from ssl_jax.pretrained import corpus_pass as frames_lib
 from ssl_jax.signal import fbank, kmeans
 
 _log = logging.getLogger("ssl_jax")

@@ -25,12 +25,12 @@ from ssl_jax.data.labels import (
   write_codebook,
   write_header,
 )
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 from ssl_jax.labelling import codebook as codebook_lib
-from ssl_jax.labelling import frames as frames_lib
 from ssl_jax.labelling import picture, quality
+from ssl_jax.pretrained import corpus_pass as frames_lib
 from ssl_jax.signal import kmeans
 
 _log = logging.getLogger("ssl_jax")

@@ -25,7 +25,7 @@ from ssl_jax.data.labels import (
   write_codebook,
   write_header,
 )
-from ssl_jax.data.source import AudioFiles, Source
+from ssl_jax.data.sources.source import AudioFiles, Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 from ssl_jax.labelling import picture, quality

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE, num_frames
 from ssl_jax.data.labels import NO_LABEL
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.files import write_atomically
 from ssl_jax.signal import fbank
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE, num_frames
 from ssl_jax.data.labels import NO_LABEL
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 
 
 def of_usage(usage: np.ndarray) -> dict[str, float]:

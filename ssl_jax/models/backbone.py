@@ -12,11 +12,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
-from ssl_jax.models import frontend
 from ssl_jax.models.dropout import dropout, key_words, row_keys
+from ssl_jax.models.encoders.transformer import Transformer
+from ssl_jax.models.frontends import logmel
+from ssl_jax.models.frontends.waveform import WaveformStem
 from ssl_jax.models.norm import Norm, layer_norm
-from ssl_jax.models.stem import WaveformStem
-from ssl_jax.models.transformer import Transformer
 
 
 class Encoded(NamedTuple):
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
     config = self.config
     rows = jnp.arange(waveform.shape[0]) if rows is None else rows
     if config.frontend.normalize_waveform:
-      waveform = frontend.normalize_waveform(waveform, length)
+      waveform = logmel.normalize_waveform(waveform, length)
     if config.frontend.name == "waveform":
       features = WaveformStem(
         config.frontend.norm,
@@ -70,11 +70,11 @@ class Backbone(nn.Module):
         self.dtype,
         name="stem",
       )(waveform, length)
-      features = frontend.scale_gradient(features, config.frontend.grad_mult)
+      features = logmel.scale_gradient(features, config.frontend.grad_mult)
       norm = Norm(features.shape[-1], name="feature_norm")()
       normed = layer_norm(features, *norm)
     else:
-      features = frontend.log_mel_frames(
+      features = logmel.log_mel_frames(
         waveform,
         length,
         config.frontend.num_mel_bins,
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
     x = nn.Dense(
       config.encoder.hidden_size,
       dtype=self.dtype,
-      kernel_init=frontend.torch_linear_init,
+      kernel_init=logmel.torch_linear_init,
       name="projection",
     )(alter(normed))  # [B, T, D]
     if key is not None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import row_keys
-from ssl_jax.models.frontend import torch_linear_init
+from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.objectives import terms
 from ssl_jax.signal import fbank
 

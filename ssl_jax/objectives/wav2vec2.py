@@ -20,9 +20,9 @@ from ssl_jax.models.dropout import (
   key_words,
   row_keys,
 )
-from ssl_jax.models.frontend import torch_linear_init
+from ssl_jax.models.frontends.logmel import torch_linear_init
+from ssl_jax.models.frontends.waveform import STEM_LAYERS
 from ssl_jax.models.quantizer import Quantizer
-from ssl_jax.models.stem import STEM_LAYERS
 from ssl_jax.objectives import terms
 
 

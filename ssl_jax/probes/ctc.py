@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.probes.heads import Frames
 from ssl_jax.probes.metrics import error_rate

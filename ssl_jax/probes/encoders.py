@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ssl_jax import num_frames
 from ssl_jax.budget.flops import forward_flops
 from ssl_jax.models.backbone import Backbone
+from ssl_jax.pretrained import load as trained
 from ssl_jax.probes.features import Encoder
 from ssl_jax.signal import fbank
-from ssl_jax.training import encoder as trained
 
 _MEL_BINS = 80
 

@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE, num_frames, reading
-from ssl_jax.data.audio import DamagedAudio
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.audio import DamagedAudio
+from ssl_jax.data.sources.source import Source
+from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.files import named, write_atomically
-from ssl_jax.labelling import frames
-from ssl_jax.training import sharding
+from ssl_jax.pretrained import corpus_pass
 
 _SYNC_BATCHES = 20  # What a kill may undo.
 _KEY_DIGITS = 24  # Of a cache's name.
@@ -106,7 +106,7 @@ def extract(
   cache = folder / _key(encoder, source, config, pooled)
   path, progress = cache / "features.npy", cache / "progress.json"
   settings = _whole_clips(config, source)
-  pieces = frames.make_pieces(settings, source)
+  pieces = corpus_pass.make_pieces(settings, source)
   # As batches are counted: a count of others says nothing.
   plan = [config.eval.batch_seconds, *settings.data.bucket_seconds]
   try:
@@ -138,7 +138,7 @@ def extract(
     disable=None,
   ) as bar:
     frames_of = _frames_of(encoder, config.features.normalize, pooled)
-    batches = frames.each_batch(
+    batches = corpus_pass.each_batch(
       settings,
       source,
       pieces,

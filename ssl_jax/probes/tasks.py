@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE, num_frames
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.probes.heads import XVector
 from ssl_jax.probes.metrics import equal_error_rate

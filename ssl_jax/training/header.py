@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
 from ssl_jax.config import warmup_updates
-from ssl_jax.data.plan import BatchPlan
+from ssl_jax.data.batch_plan import BatchPlan
 from ssl_jax.training.optimizer import make_schedule
 
 

@@ -16,20 +16,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.budget import report
+from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.batches import load_batch, make_iterator
+from ssl_jax.devices import processes, sharding
 from ssl_jax.errors import UserError
 from ssl_jax.files import alone, read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.models.backbone import compute_dtype
+from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
-from ssl_jax.training import distributed, initial, sharding, tracking, trunk
+from ssl_jax.reports import loss_picture
 from ssl_jax.training import header as header_lib
+from ssl_jax.training import init_from, tracking, trunk
 from ssl_jax.training import metrics as metrics_lib
 from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
-from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.health import Health
 from ssl_jax.training.optimizer import make_optimizer, make_schedule
 from ssl_jax.training.setup import Setup, set_up
@@ -60,12 +62,10 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
 
   with contextlib.ExitStack() as held:
     goes_on = f"the same command with --workdir={workdir} goes on from its "
-    held.enter_context(
-      distributed.lost_processes(goes_on + "newest checkpoint")
-    )
+    held.enter_context(processes.lost_processes(goes_on + "newest checkpoint"))
     # A workdir is one run's, of one command at a time, and done once
-    with distributed.first_alone("workdir"):
-      if distributed.is_first() and not workdir_lib.read_result(workdir):
+    with processes.first_alone("workdir"):
+      if processes.is_first() and not workdir_lib.read_result(workdir):
         held.enter_context(alone(workdir, f"--workdir={workdir}"))
       workdir_lib.claim(workdir, config)
       _log.info("%14s  %s", "workdir", workdir)
@@ -117,7 +117,7 @@ def _train(
   else:
     state = jax.jit(init, out_shardings=placed)()
     if config.init_from:
-      state["params"] = initial.fill(config, state["params"])
+      state["params"] = init_from.fill(config, state["params"])
     spent = {k: 0 for k in ("audio_samples", "flops", "trunk_flops")} | {
       k: 0.0 for k in ("train_seconds", "wall_seconds")
     }
@@ -150,7 +150,7 @@ def _train(
       (train_step, abstract_state, plan.shapes),
       (valid_step, abstract_state["params"], sorted(valid_shapes)),
     ],
-    functools.partial(step_lib.abstract_batch, config),
+    functools.partial(inputs_lib.abstract_batch, config),
     row_multiple,
     by_row,
   )
@@ -169,7 +169,7 @@ def _train(
       )
       batch["rows"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
       new = valid_steps[rows.bucket_length](params, sharding.put(batch, mesh))
-      distributed.beat()
+      processes.beat()
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))
 
@@ -204,14 +204,14 @@ def _train(
 
   with contextlib.ExitStack() as stack:
     stack.callback(checkpoints.close)
-    with distributed.first_alone("metrics"):
+    with processes.first_alone("metrics"):
       writer = metrics_lib.MetricsWriter(
-        workdir, first_update, update, distributed.is_first(), config
+        workdir, first_update, update, processes.is_first(), config
       )
       alarms = Alarms(objective, config, read_jsonl(workdir / "metrics.jsonl"))
     stack.callback(writer.close)
     progress = metrics_lib.Progress(
-      update, updates, header["flops"], distributed.is_first()
+      update, updates, header["flops"], processes.is_first()
     )
     stack.callback(progress.close)
     batches = make_iterator(
@@ -225,8 +225,8 @@ def _train(
     )
     stack.callback(batches.close)
     stack.enter_context(_resume_hint(workdir, checkpoints))
-    stop = stack.enter_context(distributed.StopRequest(mesh))
-    distributed.beat()
+    stop = stack.enter_context(processes.StopRequest(mesh))
+    processes.beat()
     if not first_update:
       values = evaluate(state["params"])
       writer.write(update, "valid", values)
@@ -293,7 +293,7 @@ def _train(
           spent["wall_seconds"] = time.monotonic() - started
           counters = spent | {"health": health.state}
           checkpoints.save(update, state, counters, valid_loss)
-      distributed.beat()
+      processes.beat()
       if stopping:
         checkpoints.wait()
         if stop.interrupted:
@@ -315,11 +315,11 @@ def _train(
   result = workdir_lib.make_result(
     workdir, header, update, spent, health.skipped, to_first
   )
-  if distributed.is_first():
-    report.draw_losses(workdir)
-    _log.info("%s", report.summary(result))
+  if processes.is_first():
+    loss_picture.draw_losses(workdir)
+    _log.info("%s", loss_picture.summary(result))
     workdir_lib.write_result(workdir, result)
-  distributed.meet("end")
+  processes.meet("end")
   return result
 
 

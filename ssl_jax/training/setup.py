@@ -10,19 +10,19 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
-from ssl_jax.data import open_source
+from ssl_jax.data.batch_plan import BatchPlan, valid_batches
 from ssl_jax.data.labels import (
   LabelSet,
   codebook_id,
   corpus_hash,
   open_labels,
 )
-from ssl_jax.data.plan import BatchPlan, valid_batches
-from ssl_jax.data.source import Source
+from ssl_jax.data.sources import open_source
+from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
+from ssl_jax.objectives.inputs import num_params
 from ssl_jax.training import header as header_lib
-from ssl_jax.training import initial, trunk
-from ssl_jax.training.step import num_params
+from ssl_jax.training import init_from, trunk
 from ssl_jax.validation import validate
 
 
@@ -79,7 +79,7 @@ def set_up(config: ConfigDict) -> Setup:
     UserError: for a bad config, unusable data or labels.
   """
   validate(config)
-  config = initial.adopt(config)
+  config = init_from.adopt(config)
   config = updates_lib.match(config)
   train_source = open_source(config.data, "train")
   valid_source = open_source(config.data, "valid")

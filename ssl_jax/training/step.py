@@ -17,17 +17,13 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssl_jax import num_frames
-from ssl_jax.config import stored_label_sets
-from ssl_jax.models.backbone import frame_mask
+from ssl_jax.devices import sharding
 from ssl_jax.models.dropout import row_keys
-from ssl_jax.objectives import make_objective
-from ssl_jax.signal import augment, spans
-from ssl_jax.training import sharding
+from ssl_jax.objectives.inputs import AUGMENT, DROPOUT, init_params, prepare
+from ssl_jax.signal import augment
 
 # Purposes of the keys drawn from the seed.
 _INIT, _TRAIN, _VALID = range(3)
-_MASK, _DROPOUT, _TARGETS, _AUGMENT = range(4)
 # Validation masks are the same in every run, whatever its seed.
 _VALID_SEED = 0
 # What is summed beside the objective's terms.
@@ -36,32 +32,14 @@ _OWN = ("loss", "grad_norm", "param_norm")
 State = dict[str, Any]  # params, opt_state, update int32, sums
 
 
-def abstract_batch(config: ConfigDict, rows: int, length: int) -> dict:
-  """Shapes and types of a batch of `rows` clips of `length` samples."""
-  batch = {
-    "waveform": jax.ShapeDtypeStruct((rows, length), jnp.int16),
-    "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
-  }
-  if sets := len(stored_label_sets(config)):
-    shape = (rows, num_frames(length), sets)
-    batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.uint16)
-  return batch
-
-
 def init_state(
   objective: nn.Module,
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
 ) -> State:
   """Fresh parameters and optimizer state; jittable."""
-  batch = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), abstract_batch(config, 1, 3200)
-  )
   key = _key(config.seed, _INIT)
-  inputs = prepare(objective, config, batch, key)
-  totals, params = objective.init_with_output(key, inputs, None, 0)
-  params = params["params"]
+  totals, params = init_params(objective, config, key)
   return {
     "params": params,
     "opt_state": optimizer.init(params),
@@ -73,38 +51,6 @@ def init_state(
       for name, total in (totals | dict.fromkeys(_OWN, jnp.zeros(()))).items()
     },
   }
-
-
-def num_params(config: ConfigDict) -> int:
-  """Of the model and its objective."""
-  objective = make_objective(config, jnp.float32)
-  state = jax.eval_shape(
-    lambda: init_state(objective, optax.identity(), config)
-  )
-  return sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
-
-
-def prepare(
-  objective: nn.Module, config: ConfigDict, batch: dict, key: jax.Array
-) -> dict:
-  """What needs no parameters: float waveform, masks, targets.
-
-  Done on the whole batch before it is split into microbatches, as masks are
-  trimmed to a common share over it.
-  """
-  waveform = batch["waveform"].astype(jnp.float32) / 2**15
-  real = frame_mask(batch["length"], num_frames(waveform.shape[1]))
-  mask = spans.sample_spans(
-    row_keys(jax.random.fold_in(key, _MASK), batch["rows"]),
-    real.sum(axis=1),
-    real.shape[1],
-    config.masking.mask_prob,
-    config.masking.mask_length,
-    config.masking.min_masks,
-  )
-  inputs = batch | {"waveform": waveform, "mask": mask, "frame_mask": real}
-  keys = row_keys(jax.random.fold_in(key, _TARGETS), batch["rows"])
-  return inputs | {"targets": objective.targets(inputs, keys)}
 
 
 def make_train_step(
@@ -131,10 +77,10 @@ def make_train_step(
       config.augment,
       inputs["waveform"],
       inputs["length"],
-      row_keys(jax.random.fold_in(key, _AUGMENT), inputs["rows"]),
+      row_keys(jax.random.fold_in(key, AUGMENT), inputs["rows"]),
     )
     counts = _floats(objective.counts(inputs))
-    key = jax.random.fold_in(key, _DROPOUT)
+    key = jax.random.fold_in(key, DROPOUT)
 
     def totals_of(params: Any, part: dict) -> dict:
       params = {"params": sharding.gather(mesh, params)}

@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import reading
+from ssl_jax.checkpoints.manager import Checkpoints, DamagedCheckpoint
 from ssl_jax.config import decay_updates, flatten, to_json
 from ssl_jax.errors import UserError
-from ssl_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 # What a trunk and its branch may differ in.
 _OWN = (

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE, reading
 from ssl_jax import config as config_lib
-from ssl_jax.budget import devices
+from ssl_jax.devices import chips
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl, write_atomically
 
@@ -118,7 +118,7 @@ def make_result(
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   valid = [line["loss"] for line in lines if line["split"] == "valid"]
-  peak = devices.peak_flops_per_second(header["device_kind"])
+  peak = chips.peak_flops_per_second(header["device_kind"])
   return {
     "workdir": str(workdir),
     "updates": update,

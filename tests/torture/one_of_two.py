@@ -10,7 +10,9 @@ from pathlib import Path
 from test_training import tiny
 
 from ssl_jax import cli
-from ssl_jax.training import checkpoint, distributed, loop
+from ssl_jax.checkpoints import manager
+from ssl_jax.devices import processes
+from ssl_jax.training import loop
 
 FAULTS = {
   "torn": lambda: ValueError("DATA_LOSS: of this process's shard alone"),
@@ -19,15 +21,15 @@ FAULTS = {
 
 
 def main(workdir: str, coordinator: str, process: str, fault: str) -> dict:
-  distributed.join(coordinator, 2, int(process), 20)
-  read = checkpoint._read_arrays
+  processes.join(coordinator, 2, int(process), 20)
+  read = manager._read_arrays
 
   def failing(folder, *args, **kwargs):
     if process == "1" and fault in FAULTS and folder.name == "6":
       raise FAULTS[fault]()
     return read(folder, *args, **kwargs)
 
-  checkpoint._read_arrays = failing
+  manager._read_arrays = failing
   fit = loop.mfcc_codebooks
 
   def late(*args):

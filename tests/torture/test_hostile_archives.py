@@ -11,7 +11,7 @@ from hostile import damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_jax.data import manifest
+from ssl_jax.data.sources import manifest
 
 
 def tar(members, mode="w"):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_hostile_data import opened, settings
 from test_labels import CLUSTERS, CORPUS, write_set
 
-from ssl_jax.data import labels, prepare, records
+from ssl_jax.data import labels, prepare
+from ssl_jax.data.sources import records
 from ssl_jax.labelling import fairseq
 
 # Prepared corpora.

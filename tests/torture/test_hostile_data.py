@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_jax import config as config_lib
-from ssl_jax.data import audio, folder, open_source
-from ssl_jax.data.audio import DamagedAudio
+from ssl_jax.data.sources import audio, folder, open_source
+from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.errors import UserError
 
 KINDS = ("wav", "flac", "ogg", "mp3")

@@ -111,8 +111,8 @@ def run_all(folder, lines):
 
   import ssl_jax.budget.planner
   import ssl_jax.data
-  import ssl_jax.interop.hf
   import ssl_jax.labelling.corpus
+  import ssl_jax.pretrained.hf_read
   import ssl_jax.probes.run
   import ssl_jax.training.loop  # noqa: F401
 
@@ -226,9 +226,7 @@ CALLS = {"eval", "exec", "compile", "__import__", "execfile", "input"}
 METHODS = {"os.system", "os.popen", "os.execv", "os.execvp", "os.spawnl"}
 METHODS |= {"yaml.load", "torch.load", "pickle.load", "runpy.run_path"}
 IMPORTLIB = {"importlib.util.module_from_spec": ["ssl_jax/config.py"]}
-MEASURED = (
-  "ssl_jax/benchmarks/"  # Where torch is, as what we are compared with.
-)
+MEASURED = "ssl_jax/measure/"  # Where torch is, as what we are compared with.
 
 
 def calls(tree):

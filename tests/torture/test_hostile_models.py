@@ -26,11 +26,10 @@ from hypothesis import strategies as st
 from test_training import tiny
 
 from ssl_jax import config as config_lib
-from ssl_jax.interop import hf, hf_write
+from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.training import extract
-from ssl_jax.training.checkpoint import Checkpoints
-from ssl_jax.training.encoder import load_encoder
+from ssl_jax.pretrained import extract, hf_read, hf_write
+from ssl_jax.pretrained.load import load_encoder
 from ssl_jax.validation import validate
 
 
@@ -72,16 +71,18 @@ def dense(inputs, outputs):
 
 def imported(folder):
   load_encoder(f"hf:{folder}")
-  hf.read_heads(folder)
+  hf_read.read_heads(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 def test_no_settings_are_in_their_place(exported, name):
   call = functools.partial(imported, exported)
   assert told(call) == ""
-  assert assault(exported / name, functools.partial(hf._read_config, exported))
   assert assault(
-    exported / name, functools.partial(hf.read_heads, exported)
+    exported / name, functools.partial(hf_read._read_config, exported)
+  )
+  assert assault(
+    exported / name, functools.partial(hf_read.read_heads, exported)
   ) > 20 or (name != "config.json")
 
 
@@ -98,9 +99,9 @@ def test_settings_of_any_json(tmp_path_factory, exported, data):
   if not weights.exists():
     weights.symlink_to(exported / "model.safetensors")
   made = []
-  if not told(lambda: made.append(hf._read_config(folder))):
+  if not told(lambda: made.append(hf_read._read_config(folder))):
     validate(made[0])
-  told(hf.read_heads, folder)
+  told(hf_read.read_heads, folder)
 
 
 @few
@@ -173,7 +174,7 @@ def entry(dtype="F32", shape=(2, 3), offsets=(0, 24)):
 )
 def test_weights_of_absurd_headers(tmp_path, content):
   (tmp_path / "model.safetensors").write_bytes(content)
-  told(hf._read_weights, tmp_path)
+  told(hf_read._read_weights, tmp_path)
 
 
 @fuzzed
@@ -187,13 +188,13 @@ def test_weights_of_any_bytes(tmp_path_factory, data):
   if data.draw(st.booleans()):
     index = data.draw(changed(index))
     (folder / "model.safetensors.index.json").write_bytes(index)
-  told(hf._read_weights, folder)
+  told(hf_read._read_weights, folder)
 
 
 def test_no_weights_are_in_their_place(tmp_path):
   path = tmp_path / "model.safetensors"
   path.write_bytes(WEIGHTS)
-  call = functools.partial(hf._read_weights, tmp_path)
+  call = functools.partial(hf_read._read_weights, tmp_path)
   assert told(call) == "" and assault(path, call) > 30
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": {"a": path.name}}))

@@ -13,10 +13,11 @@ from test_report import write_run
 from test_training import tiny
 
 from ssl_jax import config as config_lib
-from ssl_jax.budget import page, planner, runs
+from ssl_jax.budget import planner
 from ssl_jax.errors import UserError
 from ssl_jax.overrides import override
 from ssl_jax.probes import features
+from ssl_jax.reports import page, runs
 from ssl_jax.training import trunk
 from ssl_jax.validation import validate
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from test_hostile_data import opened, settings
 
-from ssl_jax.data import examples, workers
+from ssl_jax.data import workers
+from ssl_jax.data.sources import tfds_examples
 
 
 def feature(kind, *values):
@@ -151,7 +152,7 @@ def test_absurd_rates_of_the_config(tmp_path, here, rate):
 
 
 def known(content, what, *_):
-  examples._facts(examples._parse(content), what)
+  tfds_examples._facts(tfds_examples._parse(content), what)
 
 
 @fuzzed
@@ -174,14 +175,14 @@ def test_examples_of_any_bytes(data):
   made = tf_example_pb2.Example(features={"feature": data.draw(lists)})
   record = data.draw(damaged(made.SerializeToString()))
   for lazy in (False, True):
-    what = examples.Feature(
+    what = tfds_examples.Feature(
       "speech", 8_000, 1 + lazy, lazy, {"label": ["a"]}, ""
     )
     for content in (record, made.SerializeToString()):
-      for call in (examples.read, known):
+      for call in (tfds_examples.read, known):
         try:
           told(call, content, what, 0, 100)
-        except examples.DamagedAudio:
+        except tfds_examples.DamagedAudio:
           pass
 
 

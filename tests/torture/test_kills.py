@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from test_training import SMALL, reproducible, tiny
 
-from ssl_jax.data import embedded
+from ssl_jax.data.sources import embedded
 from ssl_jax.training import loop
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from test_distributed import ARGS, assert_same, wait_for
 from test_sharding import free_port
 from test_training import ROOT, finish, reproducible, start_main, tiny
 
-from ssl_jax.data import batches, folder, plan
-from ssl_jax.data.source import AudioFiles
+from ssl_jax.data import batch_plan, batches
+from ssl_jax.data.sources import folder
+from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.errors import UserError
 from ssl_jax.training import loop
 
@@ -45,8 +46,9 @@ soundfile.SoundFile.__init__ = init
 READ = """
 import sys, time
 from pathlib import Path
-from ssl_jax.data import batches, folder, plan, workers
-from ssl_jax.data.source import AudioFiles
+from ssl_jax.data import batch_plan, batches, workers
+from ssl_jax.data.sources import folder
+from ssl_jax.data.sources.source import AudioFiles
 import numpy as np, signal
 if __name__ == "__main__":
   paths = sorted(map(str, Path(sys.argv[1]).iterdir()))
@@ -54,7 +56,7 @@ if __name__ == "__main__":
   lengths = np.array(folder.probe_all(paths))
   workers.timeout_s = 40.0  # Until all is started.
   source = AudioFiles(paths, paths, lengths, [{}] * len(paths), [])
-  planned = plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0)
+  planned = batch_plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0)
   signal.signal(signal.SIGTERM, lambda *_: None)
   for i, batch in enumerate(batches.make_iterator(
     source, planned, 0, 10**9,
@@ -178,7 +180,7 @@ def open_batches(corpus, number, num_workers, source=AudioFiles):
   lengths = np.array(folder.probe_all(paths))
   return batches.make_iterator(
     source(paths, paths, lengths, [{} for _ in paths], []),
-    plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0),
+    batch_plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0),
     0,
     number,
     num_threads=2,

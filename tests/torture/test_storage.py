@@ -18,12 +18,13 @@ import pytest
 import soundfile
 from test_training import SMALL, finish, reproducible, start_main, tiny
 
-from ssl_jax.data import embedded
+from ssl_jax.checkpoints import manager
+from ssl_jax.checkpoints.manager import Checkpoints, restore_params
+from ssl_jax.data.sources import embedded
 from ssl_jax.errors import UserError
 from ssl_jax.files import alone, read_jsonl, write_atomically
-from ssl_jax.training import checkpoint, loop
-from ssl_jax.training.checkpoint import Checkpoints, restore_params
-from ssl_jax.training.encoder import load_encoder
+from ssl_jax.pretrained.load import load_encoder
+from ssl_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 NODE = platform.node().replace(".", "-")
@@ -314,7 +315,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_may_be_the_best(
     raise OSError(errno.EIO, "Input/output error")
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.reading, "read_object", hiccup)
+    patch.setattr(manager.reading, "read_object", hiccup)
     checkpoints = Checkpoints(tmp_path, keep=1)
   checkpoints.save(3, state, spent, 0.4)
   checkpoints.wait()

@@ -15,12 +15,13 @@ from test_training import SMALL, reproducible, tiny
 
 from ssl_jax import cli, files
 from ssl_jax import config as config_lib
-from ssl_jax.data.source import AudioFiles
+from ssl_jax.checkpoints.manager import Checkpoints
+from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.errors import UserError
 from ssl_jax.labelling import fairseq
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.training import encoder, loop, metrics
-from ssl_jax.training.checkpoint import Checkpoints
+from ssl_jax.pretrained import load
+from ssl_jax.training import loop, metrics
 
 ROOT = Path(__file__).parents[2]
 FLOPS = ["-m", "ssl_jax.flops", "--config=configs/smoke.py"]
@@ -182,16 +183,16 @@ def test_an_encoder_is_read_while_its_run_makes_room(tmp_path, monkeypatch):
     checkpoints.wait()
 
   save(1)
-  restore, left = encoder.restore_params, [2, 3]
+  restore, left = load.restore_params, [2, 3]
 
   def meanwhile(folder, wanted):
     if left:
       save(left.pop(0))
     return restore(folder, wanted)
 
-  monkeypatch.setattr(encoder, "restore_params", meanwhile)
-  found = encoder.load_encoder(tmp_path)
+  monkeypatch.setattr(load, "restore_params", meanwhile)
+  found = load.load_encoder(tmp_path)
   assert found.origin["update"] == found.spent["flops"] == 3
   with pytest.raises(UserError):
-    encoder.load_encoder(tmp_path / "checkpoints" / "1")
+    load.load_encoder(tmp_path / "checkpoints" / "1")
   checkpoints.close()

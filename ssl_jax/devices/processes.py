@@ -1,0 +1,266 @@
+"""Several processes as one run: joining, taking turns, stopping together."""
+
+import contextlib
+import importlib.util
+import itertools
+import logging
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssl_jax import process
+from ssl_jax.data import workers
+from ssl_jax.errors import UserError
+
+_log = logging.getLogger("ssl_jax")
+_A_WEEK_S = 7 * 24 * 3600
+# What has been counted in all processes alike: names for barriers.
+_runs, _meetings = itertools.count(), itertools.count()
+
+
+def join(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  timeout_s: float,
+) -> None:
+  """Joins the run's other processes, if there are any; before JAX is used.
+
+  On TPU pods, under SLURM and under Open MPI they are found; elsewhere the
+  first three say who they are.
+
+  Args:
+    coordinator: host:port of process 0.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+    timeout_s: to wait for others to start, and until one that no longer answers
+      is given up, and the run with it.
+
+  Raises:
+    UserError: the others did not come.
+  """
+  workers.timeout_s, workers.flag = timeout_s, "--process_timeout="
+  if coordinator is None and not _is_one_of_many():
+    return
+  said = (
+    f"the processes of the run did not meet within {timeout_s:g} s at "
+    f"{coordinator or 'the coordinator'}: start all of them, with the same "
+    "--coordinator and --num_processes"
+  )
+  # JAX's own deadline aborts, saying less.
+  late = threading.Timer(timeout_s, workers.give_up, (said,))
+  late.start()
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      initialization_timeout=round(2 * timeout_s),
+      # JAX beats twice in this time, so what has just stopped may be given up
+      # after half of it: later than by `lost_processes`, which has more to say.
+      heartbeat_timeout_seconds=round(3 * timeout_s),
+    )
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+  finally:
+    late.cancel()
+  if not is_first():
+    _log.setLevel(logging.WARNING)
+
+
+def _is_one_of_many() -> bool:
+  """Whether JAX will find other processes, or that there are none, itself."""
+  for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    number = os.environ.get(count, "")
+    if number.isdecimal() and int(number) > 1:
+      return True
+  chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+  if not chips or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+    return False
+  return importlib.util.find_spec("libtpu") is not None
+
+
+def many() -> bool:
+  """Whether the run has several processes."""
+  return jax.process_count() > 1
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes and draws."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_alone(what: str) -> Iterator[None]:
+  """The first process does the block, then all others do.
+
+  What the first writes the others read; where it fails, they do.
+  """
+  done = not is_first()
+  if done and not _first_says(what, True):
+    raise UserError("the first process of the run failed, and says of what")
+  try:
+    yield
+    done = True
+  finally:
+    if is_first():
+      _first_says(what, done)
+
+
+def _first_says(where: str, value: bool) -> bool:
+  meet(where)
+  if not many():
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def meet(where: str) -> None:
+  """Waits until every process is here, however long; see `lost_processes`.
+
+  On the hosts: a collective operation would not wait for what the first process
+  does alone.
+  """
+  if many():
+    _meet_at(f"meeting {next(_meetings)}: {where}", _A_WEEK_S)
+
+
+def _meet_at(name: str, timeout_s: float) -> None:
+  """Waits for every process to call this with that name, of no call before."""
+  meet_all = ocp.multihost.get_barrier_sync_fn()
+  meet_all(key=f"ssl_jax {name}", timeout_ms=round(1000 * timeout_s))
+
+
+@contextlib.contextmanager
+def lost_processes(hint: str) -> Iterator[None]:
+  """Ends this process soon after another one is lost, saying `hint`.
+
+  A collective operation without one of its processes fails at once, or never
+  ends, as the network has it: then no `beat` comes for `timeout_s`. Before the
+  first, as compiling takes its time, a thread of each answers the others'.
+  """
+  global _moved
+  before, workers.goes_on = workers.goes_on, hint
+  try:
+    if not many():
+      yield
+      return
+    # A little more than data is given, which has more to say.
+    said = "a process of the run is lost or stuck"
+    with workers.waiting(said, patience=1.1) as moved:
+      begun = threading.Event()
+
+      def _moved() -> None:
+        begun.set()
+        moved()
+
+      answers = threading.Thread(
+        target=_answer, args=(next(_runs), moved, begun), daemon=True
+      )
+      answers.start()
+      try:
+        yield
+      finally:
+        begun.set()
+  except Exception as error:
+    if not many():
+      raise
+    # JAX's way out would wait for the others, and they for this one.
+    said = str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      said = " ".join(said.split())[:200]
+      said = f"a process of the run was lost ({said}); {hint}"
+    elif not isinstance(error, UserError | OSError):
+      traceback.print_exc()
+    workers.give_up(said)
+  finally:
+    workers.goes_on = before
+
+
+def _answer(
+  run: int, moved: Callable[[], None], begun: threading.Event
+) -> None:
+  """Meets the other processes' threads again and again until `begun`."""
+  for turn in itertools.count():
+    try:
+      _meet_at(f"run {run} answer {turn}", 2 * workers.timeout_s)
+    except jax.errors.JaxRuntimeError:
+      return  # Where it is not that another has begun, no `moved` comes.
+    if begun.wait(workers.timeout_s / 10):
+      return
+    moved()
+
+
+def _moved() -> None:
+  """What `beat` calls."""
+
+
+def beat() -> None:
+  """Says that the run goes on; `lost_processes` waits for it."""
+  _moved()
+
+
+class StopRequest:
+  """SIGTERM, as preemption and time limits send it, or Ctrl-C: to stop soon.
+
+  A context manager: inside it the first such signal only asks, and a second
+  one kills.
+
+  Attributes:
+    interrupted: whether it was Ctrl-C, here.
+  """
+
+  def __init__(self, mesh: Mesh):
+    self._asked = False
+    everywhere = NamedSharding(mesh, P(mesh.axis_names))
+    self._count = jax.jit(
+      lambda x: x.sum(), out_shardings=NamedSharding(mesh, P())
+    )
+    self._place = lambda value: jax.make_array_from_callback(
+      (mesh.size,), everywhere, lambda _: np.array([value], np.int32)
+    )
+    self._before: jax.Array | None = None
+
+  def __enter__(self) -> "StopRequest":
+    self.interrupted, self._old = False, {}
+    if threading.current_thread() is threading.main_thread():
+      for asks in (signal.SIGTERM, signal.SIGINT):
+        # A shell's background jobs are not to be interrupted.
+        if signal.getsignal(asks) != signal.SIG_IGN:
+          self._old[asks] = signal.signal(asks, self._ask)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for asks, old in self._old.items():
+      signal.signal(asks, old)
+
+  def _ask(self, number: int, _: FrameType | None) -> None:
+    process.stopping.set()
+    self._asked, self.interrupted = True, number == signal.SIGINT
+    for asks in self._old:
+      signal.signal(asks, signal.SIG_DFL)
+    # Not by logging, whose lock the interrupted code may hold.
+    name = signal.Signals(number).name
+    said = f"{name}: saving, then stopping; another stops at once\n"
+    with contextlib.suppress(OSError):
+      os.write(2, said.encode())
+
+  def agreed(self) -> bool:
+    """Whether any process was asked; all get the same answer, an update late.
+
+    Called once an update by all. Late, so that no device waits for the host.
+    """
+    if not many():
+      return self._asked
+    before, self._before = self._before, self._count(self._place(self._asked))
+    return before is not None and int(before) > 0

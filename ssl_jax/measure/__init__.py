@@ -1,0 +1,1 @@
+"""Subjects of bench, ahead-of-time compilation, HLO reading, calibration."""

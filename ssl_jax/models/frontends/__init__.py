@@ -1,0 +1,1 @@
+"""Frontends: waveform to frames."""

@@ -1,0 +1,234 @@
+"""The waveform stem: seven convolutions from samples to frames of 20 ms.
+
+Two thirds of Slim's FLOPs and, written plainly, nine tenths of its memory
+traffic: the first layer alone makes 102 numbers of a sample. What keeps that
+low changes no result:
+
+- The first convolution is linear in windows of ten samples, so the mean and
+  variance that the norm after it takes over a clip follow from the windows'
+  own. The norm becomes part of the kernel, one a clip.
+- GELU and the norms keep only their inputs for the backward pass; on TPUs, GELU
+  and all of the first layer are computed again.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
+from ssl_jax.models import target
+from ssl_jax.models.frontends.logmel import clip_moments
+from ssl_jax.models.gelu import gelu
+from ssl_jax.models.norm import EPSILON, Norm, layer_norm
+
+# paper.md, "Architectures": (channels, kernel, stride). Total stride 320.
+STEM_LAYERS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+_WINDOW, _HOP = STEM_LAYERS[0][1:]  # Samples, of the first convolution.
+_OVERLAP = FRAME_WINDOW - FRAME_HOP
+_EXACT = jax.lax.Precision.HIGHEST
+
+Parameters = tuple[jax.Array, jax.Array | None]
+
+
+class WaveformStem(nn.Module):
+  """Waveform -> 7 x (convolution, norm, GELU) -> frames.
+
+  [B, S] -> [B, T, 512]. `norm` is "group" (after the first convolution, a mean
+  and variance per channel over the clip's own frames) or "layer" (after each
+  convolution, over channels).
+
+  A clip may be computed as several `segments` in the batch, with the same
+  result: TPUs want a multiple of 8 rows, or move ten times the memory.
+  """
+
+  norm: str
+  bias: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, waveform: jax.Array, length: jax.Array, segments: int = 1
+  ) -> jax.Array:
+    convs, norms, inputs = [], [], 1
+    for i, (channels, width, _) in enumerate(STEM_LAYERS):
+      shape = (width, inputs, channels)
+      convs.append(_Convolution(shape, self.bias, name=f"conv{i}")())
+      has_norm = i == 0 or self.norm == "layer"
+      norms.append(Norm(channels, name=f"norm{i}")() if has_norm else None)
+      inputs = channels
+
+    if self.norm == "group":
+      # The norm takes it away, but from bfloat16 not all of it.
+      real = jnp.arange(waveform.shape[1]) < length[:, None]
+      mean, _ = clip_moments(waveform[..., None], real)
+      waveform = waveform - mean[..., 0]
+    x = _segments(waveform, segments)  # [B segments, S']
+    if self.norm == "group":
+      # A bias would go with the mean that the norm takes away.
+      kernel = fold_norm(waveform, length, convs[0][0], *norms[0])
+      kernel = jnp.repeat(kernel, segments, axis=0).astype(self.dtype)
+      x = _again(_first_two)(_windows(x).astype(self.dtype), kernel, convs[1])
+      norms = [None] * len(norms)
+    else:
+      x = _convolve(x[..., None].astype(self.dtype), convs[0], 0)
+      x = _again(_next)(x, norms[0], convs[1], 1)
+    for i in range(2, len(STEM_LAYERS)):
+      x = _again(_next)(x, norms[i - 1], convs[i], i)
+    x = _activate(x, norms[-1])
+    if segments > 1:
+      x = x.reshape(-1, segments * x.shape[1], x.shape[2])
+      x = x[:, : num_frames(waveform.shape[1])]
+    return x
+
+
+def fold_norm(
+  waveform: jax.Array,
+  length: jax.Array,
+  kernel: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+) -> jax.Array:
+  """The first convolution and a GroupNorm of a group a channel, as one.
+
+  The norm's mean and variance are over the clip's own frames: torch's pool over
+  padding too, which leaks it into every frame. With windows x of a clip, of
+  mean m and covariance C, a channel's output k x has mean k m and variance
+  k C k.
+
+  Args:
+    waveform: [B, S].
+    length: [B], in samples.
+    kernel: [10, 1, C].
+    scale: [C], of the norm.
+    bias: [C], of the norm.
+
+  Returns:
+    kernel [B, 11, C], float32, of windows with a 1 after their samples.
+  """
+  kernel = kernel[:, 0]
+  windows = _windows(waveform)
+  count = (length - _WINDOW) // _HOP + 1
+  real = (jnp.arange(windows.shape[1]) < count[:, None])[..., None]
+  count = jnp.maximum(1, count)[:, None]
+  mean = jnp.where(real, windows, 0).sum(axis=1) / count  # [B, 10]
+  # In the basis of the cosine transform, where speech's covariance is nearly
+  # diagonal: else what is far below the low frequencies drowns in their
+  # rounding.
+  cosines = _cosines()
+  centred = jnp.matmul(windows - mean[:, None], cosines, precision=_EXACT)
+  centred = jnp.where(real, centred, 0)
+  covariance = jnp.einsum("bti,btj->bij", centred, centred, precision=_EXACT)
+  covariance /= count[..., None]
+  rotated = jnp.matmul(cosines.T, kernel, precision=_EXACT)  # [10, C]
+  variance = jnp.einsum(
+    "ic,bij,jc->bc", rotated, covariance, rotated, precision=_EXACT
+  )
+  gain = jax.lax.rsqrt(variance + EPSILON) * scale
+  kernel = kernel * gain[:, None]
+  offset = bias - jnp.einsum("bi,bic->bc", mean, kernel, precision=_EXACT)
+  return jnp.concatenate([kernel, offset[:, None]], axis=1)
+
+
+class FirstLayer(nn.Module):
+  """gelu(windows kernel). [B, T, W], [B, W, C] -> [B, T, C].
+
+  A module without parameters, so that it can be placed on a mesh of devices by
+  its name.
+  """
+
+  def __call__(self, windows: jax.Array, kernel: jax.Array) -> jax.Array:
+    if target.kernels() == "gpu":
+      from ssl_jax.models.kernels import stem_gpu
+
+      return stem_gpu.first_layer(windows, kernel)
+    return gelu(jnp.einsum("bti,bic->btc", windows, kernel))
+
+
+def _first_two(
+  windows: jax.Array, kernel: jax.Array, conv: Parameters
+) -> jax.Array:
+  """The first layer and the second convolution."""
+  windows = jnp.pad(windows, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+  return _convolve(FirstLayer(parent=None).apply({}, windows, kernel), conv, 1)
+
+
+def _again(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Has the backward pass compute it again on TPUs, whose memory is slowest.
+
+  Elsewhere it would only take time.
+  """
+  if target.platform() != "tpu":
+    return function
+  return jax.checkpoint(
+    function, static_argnums=(3,) if function is _next else ()
+  )
+
+
+def _next(
+  x: jax.Array, norm: Parameters | None, conv: Parameters, layer: int
+) -> jax.Array:
+  """From what a convolution made to what the next one, `layer`, makes."""
+  return _convolve(_activate(x, norm), conv, layer)
+
+
+def _activate(x: jax.Array, norm: Parameters | None) -> jax.Array:
+  return gelu(x if norm is None else layer_norm(x, *norm))
+
+
+def _convolve(x: jax.Array, conv: Parameters, layer: int) -> jax.Array:
+  kernel, bias = conv
+  x = jax.lax.conv_general_dilated(
+    x,
+    kernel.astype(x.dtype),
+    window_strides=(STEM_LAYERS[layer][2],),
+    padding="VALID",
+    dimension_numbers=("NWC", "WIO", "NWC"),
+  )  # [B, T_i, C]
+  return x if bias is None else x + bias.astype(x.dtype)
+
+
+def _windows(waveform: jax.Array) -> jax.Array:
+  """What the first convolution sees. [B, S] -> [B, T_0, 10]."""
+  count = (waveform.shape[1] - _WINDOW) // _HOP + 1
+  # A window is two hops.
+  hops = waveform[:, : (count + 1) * _HOP].reshape(-1, count + 1, _HOP)
+  return jnp.concatenate([hops[:, :-1], hops[:, 1:]], axis=-1)
+
+
+@functools.lru_cache
+def _cosines() -> np.ndarray:
+  """The orthonormal DCT-II of a window. [10, 10]: samples, frequencies."""
+  n, k = np.mgrid[:_WINDOW, :_WINDOW]
+  basis = np.cos(np.pi / _WINDOW * (n + 0.5) * k) * (2 / _WINDOW) ** 0.5
+  basis[:, 0] *= 0.5**0.5
+  return basis.astype(np.float32)
+
+
+def _segments(waveform: jax.Array, segments: int) -> jax.Array:
+  """Cuts clips into runs of frames. [B, S] -> [B segments, S']."""
+  if segments == 1:
+    return waveform
+  rows, size = waveform.shape
+  hop = -(-(size - _OVERLAP) // (segments * FRAME_HOP)) * FRAME_HOP
+  padded = jnp.pad(waveform, ((0, 0), (0, (segments + 1) * hop - size)))
+  runs = padded.reshape(rows, segments + 1, hop)
+  runs = jnp.concatenate([runs[:, :-1], runs[:, 1:, :_OVERLAP]], axis=-1)
+  return runs.reshape(rows * segments, hop + _OVERLAP)
+
+
+class _Convolution(nn.Module):
+  """The parameters (kernel, bias or None)."""
+
+  shape: tuple[int, ...]
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self) -> Parameters:
+    kernel = self.param("kernel", nn.initializers.he_normal(), self.shape)
+    if not self.use_bias:
+      return kernel, None
+    return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])

@@ -1,0 +1,129 @@
+"""Passes over a source: frames of its clips, all or a sample."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ssl_jax import SAMPLE_RATE, num_frames
+from ssl_jax.data.batches import make_iterator
+from ssl_jax.data.pieces import Pieces
+from ssl_jax.data.sources.source import Source
+from ssl_jax.signal import fbank
+
+# (waveform float [B, S], length [B]) -> any array [B, F, ...], and how many of
+# each row's frames are real, [B].
+FramesOf = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+_SAMPLE = 4  # What the random draw is for; data/plan.py has the others.
+
+
+def mfcc(waveform: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """MFCC with deltas, [B, 10 ms frames, 39]."""
+  frames = fbank.mfcc_with_deltas(waveform, length)
+  return frames, fbank.num_fbank_frames(length)
+
+
+def mfcc_states(waveform: jax.Array, length: jax.Array) -> jax.Array:
+  """Every second MFCC frame, as HuBERT's targets have it. [B, T, 39]."""
+  frames = num_frames(waveform.shape[1])
+  return fbank.mfcc_with_deltas(waveform, length)[:, : 2 * frames : 2]
+
+
+def make_pieces(
+  config: ConfigDict, source: Source, clips: np.ndarray | None = None
+) -> Pieces:
+  """The pieces of a source's clips, or of some, in batches for evaluation."""
+  clips = np.arange(len(source.ids)) if clips is None else clips
+  buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
+  return Pieces(source.num_samples, clips, buckets, config.eval.batch_seconds)
+
+
+def each_batch(
+  config: ConfigDict,
+  source: Source,
+  pieces: Pieces,
+  frames_of: FramesOf,
+  by_row: Sharding,
+  start: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+  """Yields (clips [B], starts [B], frames [B, F, ...], real [B]) of each batch.
+
+  Args:
+    config: of the run: how to read.
+    source: of the clips.
+    pieces: of the source, all to be read.
+    frames_of: computed on the devices; jitted here.
+    by_row: how a batch is placed on them.
+    start: the first batch.
+  """
+
+  @functools.partial(jax.jit, in_shardings=by_row)
+  def compute(waveform: jax.Array, length: jax.Array) -> Any:
+    return frames_of(waveform.astype(jnp.float32) / 2**15, length)
+
+  batches = make_iterator(
+    source,
+    pieces,
+    start,
+    len(pieces) - start,
+    row_multiple=len(by_row.device_set),
+    **config.loader,
+  )
+  waiting = None  # One batch is computed while the one before is used.
+  try:
+    for index, batch in enumerate(batches, start):
+      placed = jax.device_put((batch["waveform"], batch["length"]), by_row)
+      starts = np.zeros(len(batch["record"]), np.int64)
+      planned = pieces.batch(index).starts
+      starts[: len(planned)] = planned
+      current = batch["record"], starts, *compute(*placed)
+      if waiting is not None:
+        yield jax.device_get(waiting)
+      waiting = current
+    if waiting is not None:
+      yield jax.device_get(waiting)
+  finally:
+    batches.close()
+
+
+def sample(
+  config: ConfigDict,
+  source: Source,
+  frames_of: FramesOf,
+  hop: int,
+  by_row: Sharding,
+) -> np.ndarray:
+  """Frames of clips drawn at random: `kmeans.num_frames` or all. [M, C].
+
+  Memory is bounded by that number (and one clip), however large the source.
+
+  Args:
+    config: of the run.
+    source: of the clips.
+    frames_of: as of `each_batch`.
+    hop: samples between its frames.
+    by_row: as of `each_batch`.
+  """
+  wanted = config.kmeans.num_frames
+  draws = np.random.Philox(np.random.SeedSequence([config.seed, _SAMPLE]))
+  order = np.argsort(draws.random_raw(len(source.ids)), kind="stable")
+  count = np.cumsum(source.num_samples[order] // hop)
+  clips = order[: np.searchsorted(count, wanted) + 1]
+  parts = []
+  pieces = make_pieces(config, source, clips)
+  with tqdm(
+    total=len(pieces), desc="sampling", unit="batch", delay=1, disable=None
+  ) as bar:
+    for _, _, frames, real in each_batch(
+      config, source, pieces, frames_of, by_row
+    ):
+      parts += [row[:n] for row, n in zip(frames, real)]
+      bar.update()
+  return np.concatenate(parts)

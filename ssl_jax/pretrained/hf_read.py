@@ -1,0 +1,226 @@
+"""HuBERT and wav2vec 2.0 encoders in directories of transformers.
+
+A directory holds config.json, preprocessor_config.json and safetensors; models
+with a head on top (ForCTC, ForPreTraining ...) give their encoder.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import config as config_lib
+from ssl_jax import reading
+from ssl_jax.errors import UserError
+from ssl_jax.models.backbone import Backbone
+from ssl_jax.models.frontends.waveform import STEM_LAYERS
+from ssl_jax.pretrained import hf_names as layout
+from ssl_jax.validation import validate
+
+
+def read(folder: Path) -> tuple[ConfigDict, Any]:
+  """Reads an encoder.
+
+  Args:
+    folder: as `save_pretrained` writes it.
+
+  Returns:
+    A config whose `objective`, `frontend` and `encoder` describe it, and the
+    float32 parameters of its `Backbone`.
+
+  Raises:
+    UserError: it is no such directory, of another architecture, or damaged.
+  """
+  config = _read_config(folder)
+  shapes = jax.eval_shape(
+    Backbone(config, jnp.float32).init,
+    jax.random.key(0),
+    jnp.zeros((1, 3200)),
+    jnp.full(1, 3200),
+  )["params"]
+  weights, used = _of_encoder(_read_weights(folder)), set()
+
+  def take(names: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    name = next((name for name in names if name in weights), None)
+    if name is None:
+      if names == (layout.MASK,):
+        return np.zeros(shape, np.float32)
+      raise UserError(f"{folder}: no weights {names[0]!r} in its safetensors")
+    used.add(name)
+    return _checked(folder, name, weights[name].T, shape)
+
+  def leaf(path: Any, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+    *modules, name = [entry.key for entry in path]
+    if modules[:2] != ["encoder", "layers"]:
+      return take(layout.names(modules, name), wanted.shape)
+    each = [
+      take((layout.layer_name(modules[2], name, i),), wanted.shape[1:])
+      for i in range(wanted.shape[0])
+    ]
+    return np.stack(each)
+
+  params = jax.tree_util.tree_map_with_path(leaf, shapes)
+  inside = ("encoder.", "feature_extractor.", "feature_projection.")
+  if left := sorted(n for n in weights.keys() - used if n.startswith(inside)):
+    raise UserError(f"{folder}: weights {left[0]!r} have no place in it here")
+  return config, params
+
+
+def read_heads(folder: Path) -> tuple[dict[str, Any], Any] | None:
+  """Reads the quantizer and projections of a Wav2Vec2ForPreTraining.
+
+  Returns:
+    What `config.wav2vec2` is there, and float32 parameters of the objective
+    beside its backbone's; None where the model was saved without them.
+
+  Raises:
+    UserError: the directory cannot be read, or is damaged.
+  """
+  theirs = _read_json(folder / "config.json")
+  if "Wav2Vec2ForPreTraining" not in str(theirs.get("architectures")):
+    return None
+  sizes = {
+    ours.split(".")[1]: theirs.get(key, value)
+    for key, (ours, value) in layout.HEAD_KEYS.items()
+  }
+  for key in ("num_groups", "num_codes", "code_dim", "final_dim"):
+    if type(sizes[key]) is not int or not 0 < sizes[key] <= 1 << 17:
+      raise UserError(f"{folder}/config.json: {key} is {sizes[key]!r}")
+  groups, codes = sizes["num_groups"], sizes["num_codes"]
+  code, final = sizes["code_dim"], sizes["final_dim"]
+  shapes = {
+    "quantizer": {
+      "logits": _dense(STEM_LAYERS[-1][0], groups * codes),
+      "vectors": (groups, codes, code // groups),
+    },
+    "quantizer_proj": _dense(code, final),
+    "final_proj": _dense(theirs.get("hidden_size", 768), final),
+  }
+  weights = _read_weights(folder)
+
+  def leaf(path: Any, shape: tuple[int, ...]) -> np.ndarray:
+    name = layout.head_name(path := [entry.key for entry in path])
+    if name not in weights:
+      raise UserError(f"{folder}: no weights {name!r} in its safetensors")
+    value = weights[name]
+    if path[-1] != "vectors":
+      value = value.T
+    elif value.size == math.prod(shape):
+      value = value.reshape(shape)
+    return _checked(folder, name, value, shape)
+
+  return sizes, jax.tree_util.tree_map_with_path(
+    leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)
+  )
+
+
+def _dense(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+  return {"kernel": (inputs, outputs), "bias": (outputs,)}
+
+
+def _checked(
+  folder: Path, name: str, value: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+  if value.shape != shape:
+    raise UserError(
+      f"{folder}: {name!r} is of shape {value.shape[::-1]}, and its "
+      f"config.json makes it {shape[::-1]}"
+    )
+  return value
+
+
+def _read_config(folder: Path) -> ConfigDict:
+  theirs = _read_json(folder / "config.json")
+  kind = theirs.get("model_type")
+  if kind not in layout.MODELS:
+    raise UserError(
+      f"{folder} holds a model of type {kind!r}: expected one of "
+      f"{', '.join(layout.MODELS)}"
+    )
+  for key, value in layout.FIXED.items():
+    if theirs.get(key, value) != value:
+      raise UserError(
+        f"{folder}/config.json: {key} is {theirs[key]!r}; encoders here have "
+        f"{value!r}"
+      )
+  config = config_lib.base()
+  flat = {
+    ours: theirs.get(key, value) for key, (ours, value) in layout.KEYS.items()
+  }
+  flat["frontend.name"], flat["frontend.grad_mult"] = "waveform", 1.0
+  flat["objective.name"] = kind
+  flat["frontend.normalize_waveform"] = True
+  if (folder / "preprocessor_config.json").exists():
+    asked = _read_json(folder / "preprocessor_config.json")
+    # As its feature extractor: unless it says otherwise.
+    flat["frontend.normalize_waveform"] = asked.get("do_normalize", True)
+  try:
+    for key, value in flat.items():
+      section, name = key.split(".")
+      kind = type(config[section][name])
+      config[section][name] = kind(value) if kind is float else value
+    validate(config)
+  except (TypeError, ValueError, OverflowError, UserError) as error:
+    said = " ".join(str(error).split())
+    raise UserError(f"{folder}/config.json: {said}") from error
+  return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    return reading.read_object(path)
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path} cannot be read ({error}): expected a directory that "
+      "transformers' save_pretrained wrote"
+    ) from error
+
+
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+  """All of them, float32, by name."""
+  import safetensors  # Here: whoever imports nothing needs it not.
+
+  index = folder / f"{layout.WEIGHTS}.index.json"
+  if index.exists():
+    placed = _read_json(index).get("weight_map")
+    if not isinstance(placed, dict):
+      raise UserError(f"{index}: expected a weight_map")
+    files = sorted({*map(str, placed.values())})
+  else:
+    files = [layout.WEIGHTS]
+  weights = {}
+  for file in files:
+    path = folder / Path(file).name
+    if not os.path.isfile(path):
+      raise UserError(
+        f"{folder} holds no {path.name}: where it has pytorch_model.bin, load "
+        "it in transformers and save_pretrained it again"
+      )
+    try:
+      with safetensors.safe_open(path, framework="flax") as found:
+        for name in found.keys():
+          tensor = found.get_tensor(name)
+          if np.iscomplexobj(tensor):
+            raise ValueError(f"complex numbers in {name}")
+          weights[name] = np.asarray(tensor, np.float32)
+    except Exception as error:  # Of many kinds: tears, types, odd headers.
+      said = " ".join(str(error).split())[:200]
+      raise UserError(f"{path} is damaged ({said}): copy it again") from error
+  return weights
+
+
+def _of_encoder(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The encoder's, by their name within it."""
+  for prefix in (f"{model}." for model in layout.MODELS):
+    if any(name.startswith(prefix) for name in weights):
+      return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+      }
+  return weights

@@ -1,0 +1,134 @@
+"""The best size of a budget: a parabola in the logarithm of the parameters.
+
+Hoffmann et al. 2022, section 3.2 ("IsoFLOP profiles"). The interval of its
+minimum is Fieller's (1954), exact for a ratio of estimates with normal errors,
+where the delta method is not: it is unbounded, and none is given, where the
+curvature does not differ from 0.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from ssl_jax.reports.cells import Cell, best, cells, group, ranked_with
+from ssl_jax.reports.runs import Run
+
+CONFIDENCE = 0.9
+
+
+class Optimum(NamedTuple):
+  """The best size of a budget; losses in nats.
+
+  Attributes:
+    series: of the runs.
+    objective: of the runs.
+    data_hours: of their training audio; 0: all there was.
+    budget: FLOPs.
+    params: at the minimum, or at the edge of the sizes on its side.
+    interval: 90 %, of the parameters; None where nothing is known of it.
+    at_edge: whether the minimum is at or beyond the edge of the sizes.
+    loss: of the parabola there.
+    best: the runs of the size with the lowest loss.
+    points: those fitted, one a size.
+    fitted: highest power first, of ln(parameters / center).
+    center: parameters.
+    rmse: of the residuals; None where there are as many points as numbers.
+  """
+
+  series: str
+  objective: str
+  data_hours: float
+  budget: float
+  params: float
+  interval: tuple[float, float] | None
+  at_edge: bool
+  loss: float
+  best: Cell
+  points: tuple[Cell, ...]
+  fitted: np.ndarray
+  center: float
+  rmse: float | None
+
+  def curve(self, params: np.ndarray) -> np.ndarray:
+    """The parabola at sizes [N], in nats."""
+    return np.polyval(self.fitted, np.log(params / self.center))
+
+
+def optima(runs: Sequence[Run]) -> list[Optimum]:
+  """The best size of each series, hours of data and budget with 3 sizes."""
+  groups = group(cells(runs), ranked_with)
+  return [found for each in groups.values() if (found := optimum(each))]
+
+
+def optimum(found: Sequence[Cell]) -> Optimum | None:
+  """The best size among runs of one budget; None of fewer than 3 sizes.
+
+  Of several runs of a size the best counts (of a learning rate, say). The
+  study's Small is of another shape, and no part of the curve.
+  """
+  sizes = group(
+    (c for c in found if c.one.size != "small"), lambda c: c.one.params
+  )
+  if len(sizes) < 3:
+    return None
+  points = [best(sizes[n]) for n in sorted(sizes)]
+  params = np.array([cell.one.params for cell in points], float)
+  losses = np.array([cell.loss for cell in points])
+  center = float(np.exp(np.log(params).mean()))
+  x = np.log(params / center)
+  fitted = np.polyfit(x, losses, 2)
+  a, b, _ = fitted
+  at_edge = not (a > 0 and x[0] < -b / (2 * a) < x[-1])
+  minimum = -b / (2 * a) if a else 0.0
+  if at_edge:
+    minimum = min(x[0], x[-1], key=lambda end: np.polyval(fitted, end))
+  free, interval, rmse = len(points) - 3, None, None
+  if free:
+    residuals = losses - np.polyval(fitted, x)
+    rmse = float(np.sqrt(np.mean(residuals**2)))
+    variance = residuals @ residuals / free
+    ends = None if at_edge else _fieller(x, a, b, variance, free)
+    interval = ends and (center * math.exp(ends[0]), center * math.exp(ends[1]))
+  one = points[0].one
+  return Optimum(
+    series=one.series,
+    objective=one.objective,
+    data_hours=one.data_hours,
+    budget=one.budget,
+    params=round(center * math.exp(minimum)),
+    interval=interval,
+    at_edge=at_edge,
+    loss=float(np.polyval(fitted, minimum)),
+    best=best(points),
+    points=tuple(points),
+    fitted=fitted,
+    center=center,
+    rmse=rmse,
+  )
+
+
+def _fieller(
+  x: np.ndarray, a: float, b: float, variance: float, free: int
+) -> tuple[float, float] | None:
+  """Where b + 2 a x cannot be told from 0; None if that is no interval.
+
+  Args:
+    x: float [N] points of the parabola a x^2 + b x + c.
+    a: fitted.
+    b: fitted.
+    variance: of the residuals.
+    free: degrees of freedom of the variance.
+  """
+  design = np.vander(x, 3)
+  covariance = variance * np.linalg.inv(design.T @ design)
+  t2 = stats.t.ppf((1 + CONFIDENCE) / 2, free) ** 2
+  p = 4 * (a**2 - t2 * covariance[0, 0])
+  q = 4 * (a * b - t2 * covariance[0, 1])
+  r = b**2 - t2 * covariance[1, 1]
+  if p <= 0:
+    return None
+  half = math.sqrt(max(0.0, q**2 - 4 * p * r))
+  return (-q - half) / (2 * p), (-q + half) / (2 * p)

@@ -1,0 +1,37 @@
+"""What is set of a process before JAX starts in it."""
+
+import os
+
+import pytest
+
+from ssl_jax import process
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+  def run(cache):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
+    process.prepare()
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR")
+
+  yield run
+  os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # Then monkeypatch's own.
+
+
+def test_compiled_programs_are_kept_in_the_cache_of_the_user(tmp_path, prepare):
+  folder = prepare(tmp_path)
+  assert folder.startswith(str(tmp_path / "ssl_jax")) and os.path.isdir(folder)
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, prepare):
+  (tmp_path / "file").touch()
+  assert prepare(tmp_path / "file") is None
+
+
+def test_the_users_choice_stays(monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "chosen")
+  monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
+  process.prepare()
+  assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "chosen"
