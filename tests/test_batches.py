@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
-from ssl_jax import data
 from ssl_jax.data import batch_plan, batches
+from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 
 BUCKETS = [16_000, 32_000, 64_000]
@@ -235,7 +235,7 @@ def test_validation_reads_every_clip_once():
 @pytest.fixture(scope="module")
 def source():
   settings = ConfigDict(dict(source="embedded", hours=0.0, min_seconds=0.2))
-  return data.open_source(settings, "train")
+  return open_source(settings, "train")
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def folder(tmp_path):
       min_seconds=0.5,
     )
   )
-  return tmp_path, data.open_source(settings, "train")
+  return tmp_path, open_source(settings, "train")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

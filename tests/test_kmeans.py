@@ -12,7 +12,7 @@ import pytest
 from sklearn.cluster import MiniBatchKMeans
 
 from ssl_jax import config as config_lib
-from ssl_jax import data
+from ssl_jax.data.sources import open_source
 from ssl_jax.signal import fbank, kmeans
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def mfcc():
   config = config_lib.base()
   config.data.source = "embedded"
   config.data.min_seconds = 0.3
-  source = data.open_source(config.data, "train")
+  source = open_source(config.data, "train")
   compute = jax.jit(lambda x, n: fbank.add_deltas(fbank.mfcc(x), n))
   frames = []
   for index, length in enumerate(source.num_samples):

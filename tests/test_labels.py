@@ -16,10 +16,11 @@ import pytest
 import soundfile
 from ml_collections import ConfigDict
 
-from ssl_jax import data, num_frames
+from ssl_jax import num_frames
 from ssl_jax.data import batch_plan, batches, label_writer, labels
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import NO_LABEL, open_labels
+from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 
 CLUSTERS = 7
@@ -698,7 +699,7 @@ def spoken(tmp_path_factory):
       min_seconds=0.5,
     )
   )
-  source = data.open_source(settings, "train")
+  source = open_source(settings, "train")
   assert source.num_samples.tolist() == LENGTHS
   other = source.select([*range(len(LENGTHS))][::-1])
   sets = []

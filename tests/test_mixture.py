@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from ssl_jax import config as config_lib
-from ssl_jax import data
 from ssl_jax.data import batch_plan, prepare
+from ssl_jax.data.sources import open_source
 from ssl_jax.data.sources.manifest import find_clips, open_clips
 from ssl_jax.errors import UserError
 
@@ -45,16 +45,16 @@ def settings(corpora, **changes):
 
 
 def test_a_mixture_is_its_corpora(corpora):
-  source = data.open_source(settings(corpora), "train")
+  source = open_source(settings(corpora), "train")
   where = collections.Counter(clip.split("/")[0] for clip in source.ids)
   assert where == {"a": 27, "b_records": 6, "embedded": 193}
   assert len({*source.ids}) == len(source.ids) == len(source.metadata)
-  valid = data.open_source(settings(corpora), "valid")
+  valid = open_source(settings(corpora), "valid")
   assert len(valid.ids) == 3 + 1 + 23 and not {*valid.ids} & {*source.ids}
   part = config_lib.base().data
   part.source, part.dir, part.min_seconds = "folder", f"{corpora}/a", 0.1
   part.valid_fraction = 0.1
-  alone = data.open_source(part, "train")
+  alone = open_source(part, "train")
   for i, clip in enumerate(alone.ids):
     place = source.ids.index(f"a/{clip}")
     assert source.num_samples[place] == alone.num_samples[i]
@@ -65,7 +65,7 @@ def test_a_mixture_is_its_corpora(corpora):
 
 def test_weights_are_shares_of_the_audio_drawn(corpora):
   config = settings(corpora, weights=(1.0, 2.0, 1.0))
-  source = data.open_source(config, "train")
+  source = open_source(config, "train")
   planned = batch_plan.BatchPlan(
     source.num_samples, [32_000, 64_000], 12.0, 0, source.rates
   )
@@ -82,7 +82,7 @@ def test_weights_are_shares_of_the_audio_drawn(corpora):
 
 def test_hours_are_taken_before_weights(corpora):
   config = settings(corpora, weights=(1.0, 1.0, 2.0), hours=0.02)
-  source = data.open_source(config, "train")
+  source = open_source(config, "train")
   assert source.num_samples.sum() / 16_000 / 3600 < 0.0212
   seconds = np.minimum(source.num_samples, 64_000) * source.rates
   names = np.array([clip.split("/")[0] for clip in source.ids])
@@ -95,22 +95,22 @@ def test_hours_are_taken_before_weights(corpora):
 
 def test_corpora_of_one_name_stay_apart(corpora):
   twice = f"folder:{corpora}/a,folder:{corpora}/a"
-  source = data.open_source(settings(corpora, dir=twice), "train")
+  source = open_source(settings(corpora, dir=twice), "train")
   assert len({*source.ids}) == len(source.ids) == 54
   (corpora / "a.1").symlink_to(corpora / "a")
   thrice = ",".join(f"folder:{corpora}/{name}" for name in ("a", "a.1", "a"))
-  source = data.open_source(settings(corpora, dir=thrice), "train")
+  source = open_source(settings(corpora, dir=thrice), "train")
   assert len({*source.ids}) == len(source.ids) == 81
 
 
 def test_validation_may_be_other_corpora(corpora):
   config = settings(corpora, valid_dir=f"folder:{corpora}/b", dir="embedded")
-  valid = data.open_source(config, "valid")
+  valid = open_source(config, "valid")
   assert len(valid.ids) == SIZES["b"] and valid.rates is None
   config = settings(
     corpora, valid_dir=f"folder:{corpora}/b", dir=f"folder:{corpora}/a"
   )
-  assert len(data.open_source(config, "train").ids) == SIZES["a"]
+  assert len(open_source(config, "train").ids) == SIZES["a"]
 
 
 @pytest.mark.parametrize(
@@ -127,5 +127,5 @@ def test_validation_may_be_other_corpora(corpora):
 )
 def test_bad_mixtures_are_refused(corpora, changes, said):
   with pytest.raises(UserError) as error:
-    data.open_source(settings(corpora, **changes), "train")
+    open_source(settings(corpora, **changes), "train")
   assert said in str(error.value) and "\n" not in str(error.value)

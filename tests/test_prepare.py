@@ -17,11 +17,10 @@ import pytest
 import soundfile
 
 from ssl_jax import config as config_lib
-from ssl_jax import data
 from ssl_jax.data import prepare
 from ssl_jax.data.batch_plan import BatchPlan
 from ssl_jax.data.batches import load_batch
-from ssl_jax.data.sources import audio, manifest, records, shards
+from ssl_jax.data.sources import audio, manifest, open_source, records, shards
 from ssl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +111,7 @@ def test_batches_are_those_of_the_files(prepared, clips, tmp_path):
     config.source, config.dir = source, str(tmp_path / source)
     config.min_seconds, config.valid_fraction = 0.5, 0.2
     for split in ("train", "valid"):
-      clips_of = data.open_source(config, split)
+      clips_of = open_source(config, split)
       plan = BatchPlan(clips_of.num_samples, [12_000, 30_000], 8.0, 0)
       batches[source, split] = [
         load_batch(clips_of, plan.batch(update)) for update in range(6)
@@ -395,7 +394,7 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path):
   config = config_lib.base().data
   config.source, config.dir = "records", str(tmp_path)
   with pytest.raises(UserError, match=r"--config\.data\.source=folder"):
-    data.open_source(config, "train")
+    open_source(config, "train")
 
 
 def test_ten_hours_in_a_file_become_records(tmp_path):

@@ -11,11 +11,11 @@ import soundfile
 import soxr
 from ml_collections import ConfigDict
 
-from ssl_jax import data
-from ssl_jax.data.sources import audio
+import ssl_jax
+from ssl_jax.data.sources import audio, open_source
 from ssl_jax.errors import UserError
 
-CORPUS = pathlib.Path(data.__file__).parent / "corpus"
+CORPUS = pathlib.Path(ssl_jax.__file__).parent / "data" / "corpus"
 
 
 def config(**changes):
@@ -34,7 +34,7 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def speech():
   """Float64 [S] of about 3 s, from the corpus."""
-  source = data.open_source(config(source="embedded"), "valid")
+  source = open_source(config(source="embedded"), "valid")
   index = int(np.argmin(abs(source.num_samples - 50_000)))
   return source.read(index, 0, 48_000) / 32768
 
@@ -51,7 +51,7 @@ def correlation(a, b):
 
 def test_embedded_splits_are_disjoint_and_complete():
   splits = {
-    split: data.open_source(config(source="embedded", min_seconds=0.1), split)
+    split: open_source(config(source="embedded", min_seconds=0.1), split)
     for split in ("train", "valid", "test")
   }
   sizes = {split: len(source.ids) for split, source in splits.items()}
@@ -70,7 +70,7 @@ def test_embedded_splits_are_disjoint_and_complete():
 def test_embedded_corpus_is_small_and_skips_short_clips():
   files = [f for f in CORPUS.rglob("*") if f.is_file()]
   assert sum(f.stat().st_size for f in files) < 10e6
-  source = data.open_source(config(source="embedded", min_seconds=2.0), "train")
+  source = open_source(config(source="embedded", min_seconds=2.0), "train")
   assert min(source.num_samples) >= 32_000
   assert len(source.ids) + len(source.skipped) == 193
 
@@ -163,8 +163,8 @@ def test_unusable_files_are_skipped_counted_and_named(tmp_path, speech, caplog):
   write(tmp_path / ".cache" / "hidden.wav", speech)
   with caplog.at_level(logging.WARNING, "ssl_jax"):
     settings = config(dir=str(tmp_path))
-    train = data.open_source(settings, "train")
-    valid = data.open_source(settings, "valid")
+    train = open_source(settings, "train")
+    valid = open_source(settings, "valid")
   assert sorted(train.ids + valid.ids) == ["deep/er/GOOD.FLAC", "good.wav"]
   reasons = dict(train.skipped)
   assert sorted(reasons) == [
@@ -209,32 +209,32 @@ def test_links_and_names_that_are_not_utf8(tmp_path, speech):
   (root / "a" / "up").symlink_to(root)
   (root / "linked").symlink_to(tmp_path / "elsewhere")
   settings = config(dir=str(root) + "/", valid_dir=str(tmp_path / "elsewhere"))
-  train = data.open_source(settings, "train")
+  train = open_source(settings, "train")
   assert train.ids == ["a/one.wav", "caf\\xe9.wav", "linked/two.wav"]
   for index, clip in enumerate(train.ids):
     clip.encode()
     assert len(train.read(index, 0, 100)) == 100
-  assert data.open_source(settings, "valid").ids == ["two.wav"]
+  assert open_source(settings, "valid").ids == ["two.wav"]
 
 
 def test_hold_out_is_stable_and_by_clip(tmp_path, speech):
   for i in range(20):
     write(tmp_path / f"{i}.wav", speech[:8_000])
   settings = config(dir=str(tmp_path))
-  train = data.open_source(settings, "train")
-  valid = data.open_source(settings, "valid")
+  train = open_source(settings, "train")
+  valid = open_source(settings, "valid")
   assert (len(train.ids), len(valid.ids)) == (16, 4)
   assert not {*train.ids} & {*valid.ids}
   assert train.ids == sorted(train.ids) and valid.ids == sorted(valid.ids)
   # On every machine, and wherever the folder lies.
   assert valid.ids == ["0.wav", "16.wav", "19.wav", "2.wav"]
   write(tmp_path / "new.wav", speech)
-  again = data.open_source(settings, "valid")
+  again = open_source(settings, "valid")
   assert len({*again.ids} & {*valid.ids}) >= 3
   settings.valid_fraction = 0.0
-  assert len(data.open_source(settings, "valid").ids) == 1
+  assert len(open_source(settings, "valid").ids) == 1
   settings.valid_fraction = 0.99
-  assert len(data.open_source(settings, "train").ids) == 1
+  assert len(open_source(settings, "train").ids) == 1
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_what_cannot_be_opened_is_one_line_with_the_remedy(
   write(tmp_path / "file.wav", speech)
   write(tmp_path / "one" / "one.wav", speech)
   with pytest.raises(UserError) as error:
-    data.open_source(config(**changes), split)
+    open_source(config(**changes), split)
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -285,27 +285,27 @@ def manifest(folder, speech, name="clips.jsonl"):
 def test_a_manifest_says_what_clips_are_and_where(tmp_path, speech, caplog):
   path = manifest(tmp_path, speech)
   settings = config(source="manifest", dir=path, split_key="part")
-  train = data.open_source(settings, "train")
+  train = open_source(settings, "train")
   assert train.ids == ["a.wav", "b.wav"]
   assert train.metadata[0] == {"speaker": "x", "part": "train", "text": "one"}
-  dev = data.open_source(settings, "dev")
+  dev = open_source(settings, "dev")
   assert dev.ids == ["sub/c.wav"] and dev.metadata[0]["label"] == 3
   assert "gone.wav" in caplog.text
   np.testing.assert_array_equal(
     dev.read(0, 0, 1 << 40), train.read(0, 0, 1 << 40)
   )
   with pytest.raises(UserError, match="no clip has 'test' as its 'part'"):
-    data.open_source(settings, "test")
+    open_source(settings, "test")
 
 
 def test_a_manifest_without_splits_holds_clips_out(tmp_path, speech):
   path = manifest(tmp_path, speech)
   settings = config(source="manifest", dir=path, valid_fraction=0.3)
-  train = data.open_source(settings, "train")
-  valid = data.open_source(settings, "valid")
+  train = open_source(settings, "train")
+  valid = open_source(settings, "valid")
   assert len(valid.ids) == 1 and len({*train.ids, *valid.ids}) == 3
   with pytest.raises(UserError, match="split_key"):
-    data.open_source(settings, "test")
+    open_source(settings, "test")
   settings.valid_dir = manifest(tmp_path / "other", speech)
-  assert len(data.open_source(settings, "train").ids) == 3
-  assert len(data.open_source(settings, "valid").ids) == 3
+  assert len(open_source(settings, "train").ids) == 3
+  assert len(open_source(settings, "valid").ids) == 3

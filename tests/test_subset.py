@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax import data
+from ssl_jax.data.sources import open_source
 from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.data.sources.subset import take_hours
 from ssl_jax.errors import UserError
@@ -71,8 +71,8 @@ def test_more_than_there_is_is_refused():
 def test_only_training_is_cut():
   config = config_lib.base().data
   config.source, config.min_seconds, config.hours = "embedded", 0.3, 0.02
-  assert 0.02 <= hours(data.open_source(config, "train")) < 0.022
-  cut = data.open_source(config, "valid")
+  assert 0.02 <= hours(open_source(config, "train")) < 0.022
+  cut = open_source(config, "valid")
   config.hours = 0.0
-  assert cut.ids == data.open_source(config, "valid").ids
-  assert hours(data.open_source(config, "train")) > 0.06
+  assert cut.ids == open_source(config, "valid").ids
+  assert hours(open_source(config, "train")) > 0.06

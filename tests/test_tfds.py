@@ -14,8 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import config as config_lib
-from ssl_jax import data
-from ssl_jax.data.sources import records, shards, tfds_examples
+from ssl_jax.data.sources import open_source, records, shards, tfds_examples
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.probes import encoders, run
@@ -143,7 +142,7 @@ def test_every_clip_comes_back_sample_for_sample(root, name):
     ("train", ("train_clean100", "train_other500")),
     ("valid", ("dev_clean",)),
   ):
-    source = data.open_source(settings(root, name), split)
+    source = open_source(settings(root, name), split)
     lines = {line["file"]: line for part in parts for line in PARTS[part]}
     assert sorted(source.ids) == sorted(lines)
     for i, clip in enumerate(source.ids):
@@ -157,9 +156,10 @@ def test_every_clip_comes_back_sample_for_sample(root, name):
 
 def test_tensorflow_is_not_needed(root):
   code = (
-    "import sys; from ssl_jax import data, config; c = config.base().data; "
+    "import sys; from ssl_jax import config; c = config.base().data; "
+    "from ssl_jax.data.sources import open_source; "
     f"c.source, c.name, c.dir = 'tfds', 'librispeech', {str(root)!r}; "
-    "c.min_seconds = .1; s = data.open_source(c, 'train'); s.read(0, 0, 9); "
+    "c.min_seconds = .1; s = open_source(c, 'train'); s.read(0, 0, 9); "
     "print(len(s.ids), 'tensorflow' in sys.modules)"
   )
   done = subprocess.run(
@@ -170,20 +170,20 @@ def test_tensorflow_is_not_needed(root):
 
 def test_splits_are_as_tfds_writes_them(root):
   part = settings(root, train_split="train_clean100[:3]+dev_clean[50%:]")
-  assert len(data.open_source(part, "train").ids) == 3 + 2
+  assert len(open_source(part, "train").ids) == 3 + 2
   part = settings(root, valid_split="train_other500")
-  assert len(data.open_source(part, "valid").ids) == 6
+  assert len(open_source(part, "valid").ids) == 6
   folder = root / "librispeech" / "default" / "2.1.1"
-  assert len(data.open_source(settings("", str(folder)), "train").ids) == 15
+  assert len(open_source(settings("", str(folder)), "train").ids) == 15
   part = settings(root, "librispeech:2.1.1", hours=0.001)
-  assert 0 < len(data.open_source(part, "train").ids) < 15
+  assert 0 < len(open_source(part, "train").ids) < 15
 
 
 def test_files_are_indexed_once(root, cache, monkeypatch):
-  data.open_source(settings(root), "train")
+  open_source(settings(root), "train")
   before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")}
   monkeypatch.setattr(tfds_examples, "_index", None)
-  data.open_source(settings(root), "train")
+  open_source(settings(root), "train")
   assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.jsonl")} == before
 
 
@@ -229,9 +229,9 @@ def test_other_rates_channels_labels_and_no_ids(tmp_path):
     },
   )
   config = settings(tmp_path, "commands", valid_fraction=0.25)
-  source = data.open_source(config, "train")
+  source = open_source(config, "train")
   assert len(source.ids) == 3
-  assert len(data.open_source(config, "valid").ids) == 1
+  assert len(open_source(config, "valid").ids) == 1
   for i, clip in enumerate(source.ids):
     assert clip.startswith("train-00000-of-00001/")
     assert source.metadata[i]["label"] in ("down", "go")
@@ -253,9 +253,9 @@ def test_a_plain_list_of_samples_needs_its_rate(tmp_path):
     {s: {s: {"x": samples, "id": s}} for s in ("train", "dev")},
   )
   with pytest.raises(UserError, match="does not say its sample rate"):
-    data.open_source(settings(tmp_path, "plain"), "train")
+    open_source(settings(tmp_path, "plain"), "train")
   config = settings(tmp_path, "plain", sample_rate=16_000)
-  source = data.open_source(config, "train")
+  source = open_source(config, "train")
   np.testing.assert_array_equal(source.read(0, 0, 1 << 40), samples)
 
 
@@ -272,7 +272,7 @@ def test_damaged_examples_are_skipped_and_named(tmp_path, caplog):
       "dev": {"other": good | {"id": "other"}},
     },
   )
-  source = data.open_source(settings(tmp_path, "odd"), "train")
+  source = open_source(settings(tmp_path, "odd"), "train")
   assert source.ids == ["good"] and len(source.skipped) == 2
   assert "0 samples" in caplog.text and "'short' (0.005 s" in caplog.text
 
@@ -294,13 +294,13 @@ def test_what_cannot_be_opened_is_one_line_with_the_remedy(
   root, name, changes, said
 ):
   with pytest.raises(UserError) as error:
-    data.open_source(settings(root, name, **changes), "train")
+    open_source(settings(root, name, **changes), "train")
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_command_that_prepares_is_one_that_python_takes(tmp_path):
   with pytest.raises(UserError) as error:
-    data.open_source(settings(tmp_path, "librispeech/lazy_decode"), "train")
+    open_source(settings(tmp_path, "librispeech/lazy_decode"), "train")
   said = str(error.value)
   assert "57.1 GiB" in said and "pip install 'ssl_jax[tfds]'" in said
   codes = [part.split('"')[0] for part in said.split('python -c "')[1:]]
@@ -320,7 +320,7 @@ def test_other_formats_are_refused_with_the_command_that_converts(
   for file in folder.iterdir():
     os.link(file, other / file.name.replace("array_record", "tfrecord"))
   with pytest.raises(UserError, match="convert it: pip install") as error:
-    data.open_source(settings(tmp_path), "train")
+    open_source(settings(tmp_path), "train")
   code = str(error.value).split('python -c "')[1].split('"')[0]
   compile(code, "", "exec")
   assert str(other) in code
@@ -336,11 +336,11 @@ def test_what_is_torn_is_one_line(root, tmp_path):
       cut = len(content) // 3 if torn in file.name else len(content)
       (folder / file.name).write_bytes(content[:cut])
     with pytest.raises(UserError, match=r"TFDS prepared|prepare it") as error:
-      data.open_source(settings("", str(folder)), "valid")
+      open_source(settings("", str(folder)), "valid")
     assert "\n" not in str(error.value)
   (folder / "features.json").unlink()
   with pytest.raises(UserError, match="TFDS prepared"):
-    data.open_source(settings("", str(folder)), "valid")
+    open_source(settings("", str(folder)), "valid")
 
 
 def test_a_dataset_becomes_records_once_and_for_all(root, tmp_path):
@@ -382,23 +382,23 @@ def test_ids_that_are_numbers_or_shared_and_unknown_labels(
   write(tmp_path, "Fleurs", features, {"train": clips})
   config = settings(tmp_path, "fleurs", valid_fraction=0.25)
   ids = [
-    *data.open_source(config, "train").ids,
-    *data.open_source(config, "valid").ids,
+    *open_source(config, "train").ids,
+    *open_source(config, "valid").ids,
   ]
   assert len({*ids}) == 4 and all(isinstance(clip, str) for clip in ids)
   labels = [
     clip.get("label")
     for split in ("train", "valid")
-    for clip in data.open_source(config, split).metadata
+    for clip in open_source(config, split).metadata
   ]
   assert sorted(labels, key=str) == [None, None, None, "go"]
   write(tmp_path, "Lone", features, {"other": clips})
   with pytest.raises(UserError, match="no split named train"):
-    data.open_source(settings(tmp_path, "lone"), "train")
+    open_source(settings(tmp_path, "lone"), "train")
   (tmp_path / "file").touch()
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-    data.open_source(settings(tmp_path, "fleurs"), "train")
+    open_source(settings(tmp_path, "fleurs"), "train")
 
 
 @pytest.mark.parametrize("task", ["ks", "sid", "pr"])
