@@ -12,7 +12,7 @@ scale: slim (default): the study's U-curves, eight sizes of HuBERT at its full
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 
 _SCALES = ("slim", "smoke")
 
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the family of `arg`: not a run's config, but what its runs are."""
   scale = config_lib.parse_arg(arg, scale="slim")["scale"]
   if scale not in _SCALES:
-    said = config_lib.nearest(scale, _SCALES)
+    said = nearest(scale, _SCALES)
     raise UserError(f"unknown scale {scale!r}; {said}")
   family = ConfigDict()
   family.config = (

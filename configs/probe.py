@@ -17,7 +17,7 @@ profile: smoke (default): minutes on the packaged clips. mini: after MiniSUPERB
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 from ssl_jax.probes import TASKS
 from ssl_jax.probes import config as probe_config
 
@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   values = config_lib.parse_arg(arg, task="ks", profile="smoke")
   for key, choices in (("task", [*TASKS, "all"]), ("profile", PROFILES)):
     if values[key] not in choices:
-      said = config_lib.nearest(values[key], choices)
+      said = nearest(values[key], choices)
       raise UserError(f"unknown {key} {values[key]!r}; {said}")
   config = probe_config.base()
   config.task, config.profile = values["task"], values["profile"]

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 
 # paper.md, "Architectures": updates; peak learning rate of HuBERT and TERA, and
 # of wav2vec 2.0. The two sizes whose updates are not published (None), and any
@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   for key, choices in _CHOICES.items():
     if values[key] not in choices:
-      said = config_lib.nearest(values[key], choices)
+      said = nearest(values[key], choices)
       raise UserError(f"unknown {key} {values[key]!r}; {said}")
   size, objective = values["size"].removesuffix("%"), values["objective"]
   if values["iteration"] != "single" and objective != "hubert":

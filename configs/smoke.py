@@ -13,7 +13,7 @@ of the cost: the encoder then sees many epochs and the loss falls visibly.
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 
 _OBJECTIVES = ("hubert", "wav2vec2", "tera")
 
@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config of `arg`, e.g. "objective=tera"."""
   values = config_lib.parse_arg(arg, objective="hubert", size="30")
   if values["objective"] not in _OBJECTIVES:
-    said = config_lib.nearest(values["objective"], _OBJECTIVES)
+    said = nearest(values["objective"], _OBJECTIVES)
     raise UserError(f"unknown objective {values['objective']!r}; {said}")
   config = config_lib.base()
   config_lib.set_size(config, values["size"])

@@ -20,6 +20,7 @@ import os
 from absl import flags
 
 from ssl_jax import cli
+from ssl_jax.errors import nearest
 
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 5, "Of each measurement; medians are reported.", 1
@@ -62,8 +63,7 @@ def main(arguments: list[str]) -> dict:
   (name, *rest) = arguments
   if rest or name not in _MODULES:
     raise UsageError(
-      f"unknown benchmark {' '.join(arguments)!r}; "
-      f"{config_lib.nearest(name, _MODULES)}"
+      f"unknown benchmark {' '.join(arguments)!r}; {nearest(name, _MODULES)}"
     )
   benchmark = importlib.import_module(f"ssl_jax.measure.{_MODULES[name]}")
   config = flags.FLAGS.config or config_lib.base()

@@ -22,9 +22,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssl_jax import process
-from ssl_jax.config import flatten
+from ssl_jax.config import clear_other_budgets
 from ssl_jax.errors import UsageError, UserError
-from ssl_jax.overrides import clear_other_budgets
+from ssl_jax.knobs import flatten
 
 FLAGS = flags.FLAGS
 

@@ -47,8 +47,8 @@ def main() -> dict:
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Nothing is held: no chip is used.
   }
+  from ssl_jax.config import validate
   from ssl_jax.measure import compile_ahead
-  from ssl_jax.validation import validate
 
   validate(cli.FLAGS.config)
   facts = compile_ahead.compile_for(cli.FLAGS.config, chip, name, chips)

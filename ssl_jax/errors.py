@@ -1,4 +1,7 @@
-"""The one exception that means "the user can fix this"."""
+"""Errors that the user can fix, and the words they share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -10,3 +13,32 @@ class UserError(Exception):
 
 class UsageError(UserError):
   """Flags that do not go together, or lack one: exit status 2."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+  """Returns "did you mean ...?" for a wrong name, and the names there are."""
+  names = sorted(names)
+  close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+  meant = f"did you mean {close[0]!r}? " if close else ""
+  return f"{meant}(have: {', '.join(names)})"
+
+
+def check_choice(what: str, given: str, names: Iterable[str]) -> None:
+  """Checks that a name is among others.
+
+  Args:
+    what: it names, as in "task".
+    given: by the user.
+    names: that there are.
+
+  Raises:
+    UserError: it is not; says which was meant.
+  """
+  names = list(names)
+  if given not in names:
+    raise UserError(f"unknown {what} {given!r}; {nearest(str(given), names)}")
+
+
+def one_line(error: BaseException | None, most: int = 200) -> str:
+  """Returns an error's message in one line of at most so many characters."""
+  return " ".join(str(error).replace("\\n", " ").split())[:most]

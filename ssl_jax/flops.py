@@ -40,8 +40,8 @@ def main() -> dict:
   """Counts; returns the JSON object."""
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax.budget import cost
+  from ssl_jax.config import validate
   from ssl_jax.objectives.inputs import num_params
-  from ssl_jax.validation import validate
 
   config = cli.FLAGS.config
   if _MATCH.value:

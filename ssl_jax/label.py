@@ -64,12 +64,12 @@ _FROM_KM = flags.DEFINE_string(
 def main() -> dict:
   """Labels the data of `--config`; returns the header, without the counts."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.config import validate
   from ssl_jax.devices import sharding
   from ssl_jax.files import alone
   from ssl_jax.labelling import corpus, fairseq
   from ssl_jax.pretrained import corpus_pass
   from ssl_jax.pretrained.load import load_encoder
-  from ssl_jax.validation import validate
 
   config, layer = cli.FLAGS.config, _LAYER.value
   if layer.isdecimal():

@@ -13,7 +13,7 @@ ROOT = Path(ssl_jax.__file__).parent
 FLOORS = [
   {"signal": set(), "data": set()},
   {"models": set()},
-  {"objectives": set()},
+  {"objectives": set(), "optimizers": set()},
   {"budget": set(), "checkpoints": {"devices"}, "devices": set()},
   {
     "pretrained": set(),
@@ -24,23 +24,18 @@ FLOORS = [
     "measure": {"pretrained", "training"},
   },
 ]
+# Floors from `budget` up may also import `config`, which collects the knobs of
+# every component when it is asked for them.
+CONFIG_FROM = 3
 ALLOWED = {
-  package: beside.union(*FLOORS[:floor])
+  package: beside.union(
+    *FLOORS[:floor], {"config"} if floor >= CONFIG_FROM else set()
+  )
   for floor, packages in enumerate(FLOORS)
   for package, beside in packages.items()
 }
-# Small modules any package may import; they import no package.
-SHARED = {
-  *(
-    "config",
-    "errors",
-    "files",
-    "process",
-    "overrides",
-    "reading",
-    "validation",
-  ),
-}
+# Small modules that any package may import; they import no package.
+SHARED = {"errors", "files", "knobs", "process", "reading"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

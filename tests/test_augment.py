@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax import optimizers
 from ssl_jax.objectives import make_objective
 from ssl_jax.signal import augment
-from ssl_jax.training import optimizer, step
+from ssl_jax.training import step
 
 ROWS, SAMPLES = 6, 16_000
 LENGTHS = np.array([16_000, 16_000, 9_000, 12_000, 16_000, 0])
@@ -167,7 +168,7 @@ def test_only_what_the_encoder_hears_is_altered(monkeypatch):
   config_lib.set_size(config, "1x32x64x4")
   codebook = np.random.default_rng(0).normal(size=(100, 39))
   objective = make_objective(config, jnp.float32, (codebook,))
-  adam = optimizer.make_optimizer(config)
+  adam = optimizers.make_optimizer(config)
   state = jax.jit(lambda: step.init_state(objective, adam, config))()
   batch = {
     "waveform": jnp.full((2, 8_000), 300, jnp.int16),

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax import validation
+from ssl_jax import optimizers, validation
 from ssl_jax.budget import flops
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import flatten
 from ssl_jax.objectives import OBJECTIVES, make_objective
+from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.probes import TASKS
-from ssl_jax.training import optimizer, step
+from ssl_jax.training import step
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -71,17 +73,17 @@ def load(name: str, arg: str | None = None):
 
 def describe(config) -> str:
   objective = make_objective(config, jnp.float32)
-  adam = optimizer.make_optimizer(config)
+  adam = optimizers.make_optimizer(config)
   state = jax.eval_shape(lambda: step.init_state(objective, adam, config))
   crop = round(16_000 * config.data.bucket_seconds[-1])
   forward = flops.forward_flops(
     config, crop, objective.head_flops(crop), objective.target_flops(crop)
   )
-  lines = [f"{k} = {v!r}" for k, v in config_lib.flatten(config).items()]
+  lines = [f"{k} = {v!r}" for k, v in flatten(config).items()]
   lines += [
     "",
     f"parameters = {sum(x.size for x in jax.tree.leaves(state['params'])):,}",
-    f"warm-up updates = {config_lib.warmup_updates(config):,}",
+    f"warm-up updates = {schedule_lib.warmup_updates(config):,}",
     f"updates = {config.budget.updates:,}",
     f"forward FLOPs of a {crop:,}-sample crop = {forward.total:,}",
     f"training FLOPs of a {crop:,}-sample crop = {forward.training:,}",
@@ -97,7 +99,7 @@ def test_expanded_config_is_the_golden_one(experiment):
   if name == "probe":
     text = config_lib.to_json(config) + "\n"
   else:
-    validation.validate(config)
+    config_lib.validate(config)
     text = describe(config)
   if "UPDATE_GOLDEN" in os.environ:
     path.write_text(text)
@@ -119,7 +121,7 @@ def test_every_published_run_is_that_of_the_table(size, objective, budget):
   rate = rates[["hubert", "tera", "wav2vec2"].index(objective)]
   if rate is not None:
     assert config.optimizer.learning_rate == pytest.approx(rate * 1e-5)
-  assert config_lib.warmup_updates(config) == 32_000
+  assert schedule_lib.warmup_updates(config) == 32_000
   assert config.masking.mask_prob == (0.65 if objective == "wav2vec2" else 0.8)
   halved = size == "large" and objective != "wav2vec2"
   assert config.batch.seconds == (78.0 if halved else 156.0)
@@ -131,7 +133,7 @@ def test_the_first_iteration_is_the_published_one(size):
   assert config.objective.name == "hubert"
   assert (config.hubert.labels, config.hubert.clusters) == ("mfcc", (100,))
   assert config.budget.updates == 250_000
-  assert config_lib.warmup_updates(config) == 20_000
+  assert schedule_lib.warmup_updates(config) == 20_000
   assert config.optimizer.learning_rate == 5e-4
 
 
@@ -178,7 +180,7 @@ def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
   section, name = key.split(".")
   config[section][name] = value
   with pytest.raises(UserError) as error:
-    validation.validate(config)
+    config_lib.validate(config)
   assert f"config.{key}" in str(error.value) or "config." in str(error.value)
   assert said in str(error.value)
 

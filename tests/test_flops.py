@@ -7,13 +7,13 @@ import pytest
 from flax import linen as nn
 
 from ssl_jax import config as config_lib
-from ssl_jax import num_frames
+from ssl_jax import num_frames, optimizers
 from ssl_jax.budget import flops, updates
 from ssl_jax.models.encoders import transformer
 from ssl_jax.models.frontends import waveform
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
-from ssl_jax.training import optimizer, step
+from ssl_jax.training import step
 
 # paper.md: HuBERT's parameters, in millions; share of the stem in the forward
 # pass.
@@ -119,7 +119,7 @@ def test_costs_equal_xla(size, frontend, objective, gelu_is_one_operation):
   config.frontend.name = frontend
   config.objective.name = objective
   model = make_objective(config, jnp.float32)
-  adam = optimizer.make_optimizer(config)
+  adam = optimizers.make_optimizer(config)
   state = jax.eval_shape(lambda: step.init_state(model, adam, config))
   # 248 frames: the encoder pads to a multiple of 8, which XLA would count.
   batch = inputs_lib.abstract_batch(config, 1, 79_440)

@@ -185,7 +185,7 @@ config.hubert.labels = "noise"
 mesh = sharding.make_mesh()
 objective = make_objective(config, jnp.float32)
 state = jax.eval_shape(
-  lambda: step.init_state(objective, optimizer.make_optimizer(config), config)
+  lambda: step.init_state(objective, optimizers.make_optimizer(config), config)
 )
 by_row = sharding.by_row(mesh)
 batch = inputs.abstract_batch(config, 4, 6400)

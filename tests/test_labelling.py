@@ -15,7 +15,7 @@ import pytest
 from sklearn import metrics
 
 from ssl_jax import config as config_lib
-from ssl_jax import num_frames
+from ssl_jax import num_frames, optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import NO_LABEL, open_labels
@@ -28,7 +28,7 @@ from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
 from ssl_jax.pretrained import corpus_pass
 from ssl_jax.pretrained.load import load_encoder
-from ssl_jax.training import loop, optimizer, step
+from ssl_jax.training import loop, step
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = 8
@@ -518,7 +518,9 @@ def test_states_are_those_of_the_whole_backbone(two_sets, run):
   config = two_sets
   objective = make_objective(config, np.dtype("float32"))
   abstract = jax.eval_shape(
-    lambda: step.init_state(objective, optimizer.make_optimizer(config), config)
+    lambda: step.init_state(
+      objective, optimizers.make_optimizer(config), config
+    )
   )
   trained, _ = Checkpoints(run, 2).restore(2, abstract)
   waveform = 0.1 * np.random.default_rng(0).normal(size=(3, 9_600))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssl_jax import config as config_lib
-from ssl_jax.training import optimizer
+from ssl_jax import optimizers
 
 
 def test_updates_equal_torch():
@@ -36,7 +36,7 @@ def test_updates_equal_torch():
     scheduler.step()
 
   ours = jnp.asarray(start)
-  ours_adam = optimizer.make_optimizer(config)
+  ours_adam = optimizers.make_optimizer(config)
   state = ours_adam.init(ours)
   for gradient in gradients:
     updates, state = ours_adam.update(gradient, state, ours)
@@ -48,7 +48,7 @@ def test_updates_equal_torch():
 def test_schedule_of_slim_is_the_published_one(warmup):
   config = config_lib.base()
   config.optimizer.warmup_updates = warmup  # 8 % or the count: the same.
-  schedule = optimizer.make_schedule(config)
+  schedule = optimizers.make_schedule(config)
   for update, rate in [
     (0, 0.0),
     (16_000, 2.5e-4),
@@ -62,7 +62,7 @@ def test_schedule_of_slim_is_the_published_one(warmup):
 def test_between_warm_up_and_decay_the_rate_stays():
   config = config_lib.base()
   config.optimizer.decay_fraction = 0.25
-  schedule = optimizer.make_schedule(config)
+  schedule = optimizers.make_schedule(config)
   for update, rate in [
     (16_000, 2.5e-4),
     (32_000, 5e-4),

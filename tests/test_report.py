@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
-from ssl_jax.overrides import override
 from ssl_jax.reports import cells as cells_lib
 from ssl_jax.reports import isoflop, page, runs
 

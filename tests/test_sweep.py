@@ -11,9 +11,10 @@ import pytest
 from ssl_jax import config as config_lib
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget import updates
+from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.overrides import override
+from ssl_jax.knobs import flatten
 from ssl_jax.training import sweep as family_lib
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def test_a_family_that_cannot_start_names_the_run(tmp_path):
 def test_overrides_are_those_of_the_command_line(given, key, value):
   config = config_lib.base()
   override(config, [given])
-  found = config_lib.flatten(config)[key]
+  found = flatten(config)[key]
   assert found == value and type(found) is type(value)
   if key == "budget.flops":
     assert config.budget.updates == 0

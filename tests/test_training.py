@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from ssl_jax import config as config_lib
+from ssl_jax import optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.errors import UserError
@@ -107,7 +108,7 @@ def test_last_checkpoints_and_the_best_are_kept(finished):
 
 def abstract(config):
   objective = make_objective(config, np.dtype("float32"))
-  adam = optimizer.make_optimizer(config)
+  adam = optimizers.make_optimizer(config)
   return jax.eval_shape(lambda: step.init_state(objective, adam, config))
 
 

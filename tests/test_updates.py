@@ -9,8 +9,8 @@ import pytest
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import cost, updates
+from ssl_jax.config import validate
 from ssl_jax.errors import UserError
-from ssl_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 SLIM = f"{ROOT}/configs/slim.py"

@@ -9,6 +9,8 @@ from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.budget.flops import REFERENCE_CROP, readable
 from ssl_jax.errors import UserError
+from ssl_jax.objectives import hubert
+from ssl_jax.optimizers import schedule as schedule_lib
 
 _PARTS = ("stem", "projection", "positions", "attention", "ffn", "head")
 
@@ -33,7 +35,7 @@ def facts(
   forward = updates_lib.clip_flops(config, REFERENCE_CROP)
   per_update = updates_lib.update_flops(config)
   earlier = labelling = 0.0
-  if config_lib.stored_label_sets(config) and config.hubert.earlier:
+  if hubert.stored_label_sets(config) and config.hubert.earlier:
     other = config_lib.load(config.hubert.earlier)
     earlier = updates_lib.run_flops(other)
     crops = hours * 3600 * SAMPLE_RATE / REFERENCE_CROP
@@ -61,7 +63,7 @@ def facts(
     "train_flops_per_update": per_update,
     "batch_seconds": config.batch.seconds,
     "updates": updates,
-    "warmup_updates": config_lib.warmup_updates(config),
+    "warmup_updates": schedule_lib.warmup_updates(config),
     "total_flops": updates * per_update,
     "earlier_flops": earlier,
     "labelling_flops": labelling,

@@ -18,6 +18,7 @@ from ssl_jax.budget.flops import (
 )
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import make_objective
+from ssl_jax.optimizers import schedule as schedule_lib
 
 
 def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
@@ -83,7 +84,7 @@ def resolve(
   cost = flops_per_update or update_flops(config)
   if budget.flops:
     budget.updates = int(budget.flops / cost)
-  warmup = config_lib.warmup_updates(config)
+  warmup = schedule_lib.warmup_updates(config)
   if budget.updates < 1 or warmup >= budget.updates > 1:
     stated = next(k for k in ("match", "flops", "updates") if budget[k])
     raise UserError(

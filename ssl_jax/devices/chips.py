@@ -4,8 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ssl_jax.config import nearest
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 
 # Dense peak FLOP/s a device, as their makers state it for bfloat16, under the
 # name users give and the prefixes that JAX's device kinds have.

@@ -9,10 +9,10 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax.config import label_sets
 from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
+from ssl_jax.objectives.hubert import label_sets
 from ssl_jax.pretrained import corpus_pass as frames_lib
 from ssl_jax.signal import fbank, kmeans
 

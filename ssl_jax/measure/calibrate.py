@@ -16,8 +16,8 @@ from ssl_jax.devices import sharding
 from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
+from ssl_jax.optimizers import make_optimizer
 from ssl_jax.training import step as step_lib
-from ssl_jax.training.optimizer import make_optimizer
 
 _UPDATES = 4  # Timed, after one that is not.
 _CPU_SECONDS = 8.0  # Of audio an update: a CPU has no more to do in parallel.

@@ -18,8 +18,8 @@ from ssl_jax.measure import hlo
 from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
+from ssl_jax.optimizers import make_optimizer
 from ssl_jax.training import step as step_lib
-from ssl_jax.training.optimizer import make_optimizer
 
 _SOME_UPDATES = 1_000  # Of the schedule; no matter how many.
 # What a ring moves through each chip, in sizes of the result.

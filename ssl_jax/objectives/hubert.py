@@ -12,12 +12,70 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssl_jax import config as config_lib
 from ssl_jax import num_frames
+from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob, is_of
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.objectives import terms
 from ssl_jax.signal import fbank, kmeans
+
+KNOBS = {
+  "labels": Knob(
+    "mfcc",
+    "Label sets, comma-separated: `mfcc` (k-means on MFCC, fitted at start; "
+    "labels are made in the step), or a folder that ssl_jax.label wrote.",
+  ),
+  "clusters": Knob(
+    (100,), "Clusters of each label set.", low=2, high=2**16 - 2
+  ),
+  "final_dim": Knob(
+    256,
+    "Dimensions of the space that frames and labels are compared in.",
+    role="architecture",
+    low=1,
+    high=1 << 17,
+  ),
+  "logit_temperature": Knob(
+    0.1, "Cosines are divided by it.", low=1e-3, high=1e3
+  ),
+  "unmasked_weight": Knob(0.0, "Weight of the mean loss over unmasked frames."),
+  "earlier": Knob(
+    "",
+    "The config of the run whose encoder made the labels, to count its FLOPs.",
+    role="logging",
+  ),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.hubert` against each other.
+
+  Raises:
+    UserError: there are not as many numbers of clusters as label sets.
+  """
+  hubert = config.hubert
+  if len(label_sets(config)) != len(hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={hubert.clusters!r} must name as many "
+      f"numbers as config.hubert.labels={hubert.labels!r} label sets"
+    )
+  if not all(is_of(clusters, int) for clusters in hubert.clusters):
+    raise UserError(
+      f"config.hubert.clusters={hubert.clusters!r}: expected whole numbers"
+    )
+
+
+def stored_label_sets(config: ConfigDict) -> list[str]:
+  """Returns the folders whose labels come with the batches."""
+  if config.objective.name != "hubert":
+    return []
+  return [entry for entry in label_sets(config) if entry != "mfcc"]
+
+
+def label_sets(config: ConfigDict) -> list[str]:
+  """Returns the entries of `hubert.labels`: "mfcc" or a folder."""
+  return [entry.strip() for entry in config.hubert.labels.split(",")]
 
 
 class Objective(nn.Module):
@@ -169,7 +227,7 @@ class Objective(nn.Module):
     return len(fitted) * fbank.mfcc_flops(num_samples) + nearest
 
   def _sets(self) -> list[tuple[str, int]]:
-    names = config_lib.label_sets(self.config)
+    names = label_sets(self.config)
     return list(zip(names, self.config.hubert.clusters, strict=True))
 
   def _usages(self) -> list[str]:

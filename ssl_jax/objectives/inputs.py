@@ -8,10 +8,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
-from ssl_jax.config import stored_label_sets
 from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.dropout import row_keys
 from ssl_jax.objectives import make_objective
+from ssl_jax.objectives.hubert import stored_label_sets
 from ssl_jax.signal import masking
 
 # Purposes of the keys drawn from a batch's key.

@@ -15,6 +15,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
+from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import row_keys
 from ssl_jax.models.frontends.logmel import torch_linear_init
@@ -22,6 +24,39 @@ from ssl_jax.objectives import terms
 from ssl_jax.signal import fbank
 
 _TARGET_SIZE = 2 * 3 * 13
+
+KNOBS = {
+  "time_swap": Knob(
+    0.0,
+    "Share of clips whose masked frames are swapped for other frames of the "
+    "clip (training only).",
+    high=1.0,
+  ),
+  "time_keep": Knob(
+    0.0,
+    "Share of clips whose masked frames are left in place (training only).",
+    high=1.0,
+  ),
+  "channel_alteration": Knob(
+    0.0,
+    "Largest share of the input's channels that is zeroed (training only).",
+    high=1.0,
+  ),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.tera` against each other.
+
+  Raises:
+    UserError: the shares of clips sum to more than 1.
+  """
+  if config.tera.time_swap + config.tera.time_keep > 1:
+    raise UserError(
+      f"config.tera.time_swap={config.tera.time_swap} and "
+      f"config.tera.time_keep={config.tera.time_keep} are shares of the same "
+      "clips: lower one"
+    )
 
 
 class Objective(nn.Module):

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from ssl_jax.knobs import Knob
 from ssl_jax.models.backbone import Encoded
+
+KNOBS = {
+  "feature_penalty": Knob(
+    10.0, "Weight of the mean square of a learned frontend's output."
+  ),
+}
 
 
 def total(values: jax.Array, where: jax.Array) -> jax.Array:

@@ -13,6 +13,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
+from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import (
   dropout,
@@ -24,6 +26,66 @@ from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.models.frontends.waveform import STEM_LAYERS
 from ssl_jax.models.quantizer import Quantizer
 from ssl_jax.objectives import terms
+
+KNOBS = {
+  "num_groups": Knob(
+    2,
+    "Groups of the product quantizer.",
+    role="architecture",
+    low=1,
+    high=10_000,
+  ),
+  "num_codes": Knob(
+    320, "Codes of a group.", role="architecture", low=2, high=1 << 17
+  ),
+  "code_dim": Knob(
+    256,
+    "Dimensions of a code, all groups together.",
+    role="architecture",
+    low=1,
+    high=1 << 17,
+  ),
+  "final_dim": Knob(
+    256,
+    "Dimensions of the space that frames and codes are compared in.",
+    role="architecture",
+    low=1,
+    high=1 << 17,
+  ),
+  "temperature_start": Knob(
+    2.0,
+    "Temperature of the Gumbel softmax at the first update.",
+    low=1e-3,
+    high=1e3,
+  ),
+  "temperature_end": Knob(0.5, "Its least temperature.", low=1e-3, high=1e3),
+  "temperature_decay": Knob(
+    0.999995, "Factor of the temperature an update.", low=1e-6, high=1.0
+  ),
+  "num_negatives": Knob(
+    100, "Other masked frames of the clip to tell from.", low=1, high=10_000
+  ),
+  "logit_temperature": Knob(
+    0.1, "Cosines are divided by it.", low=1e-3, high=1e3
+  ),
+  "diversity_weight": Knob(0.1, "Weight of the diversity of codes."),
+  "feature_dropout": Knob(
+    0.1, "Dropout of the frames before the quantizer.", high=0.9
+  ),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.wav2vec2` against each other.
+
+  Raises:
+    UserError: the groups do not divide the codes.
+  """
+  if config.wav2vec2.code_dim % config.wav2vec2.num_groups:
+    raise UserError(
+      f"config.wav2vec2.code_dim={config.wav2vec2.code_dim} is not divisible "
+      f"by config.wav2vec2.num_groups={config.wav2vec2.num_groups}"
+    )
 
 
 class Objective(nn.Module):

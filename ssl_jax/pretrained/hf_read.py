@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
 from ssl_jax import reading
+from ssl_jax.config import validate
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.frontends.waveform import STEM_LAYERS
 from ssl_jax.pretrained import hf_names as layout
-from ssl_jax.validation import validate
 
 
 def read(folder: Path) -> tuple[ConfigDict, Any]:

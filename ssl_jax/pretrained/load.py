@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import restore_params
+from ssl_jax.config import validate
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone, compute_dtype
 from ssl_jax.pretrained import hf_read
-from ssl_jax.validation import validate
 
 _HF = "hf:"
 _ATTEMPTS = 5  # To read a checkpoint while a run replaces it.

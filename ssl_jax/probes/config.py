@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from ssl_jax import FRAME_WINDOW, SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import flatten
 
 
 def base() -> ConfigDict:
@@ -61,7 +62,7 @@ def validate(config: ConfigDict) -> None:
     *("fit.updates", "fit.batch_size", "fit.num_seeds", "fit.eval_every"),
     *("fit.chunk_size", "head.projector", "head.recurrent_size"),
   )
-  values = config_lib.flatten(config)
+  values = flatten(config)
   for key in counts:
     if values[key] < 1:
       raise UserError(f"config.{key}={values[key]!r}: expected 1 or more")

@@ -14,8 +14,8 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from ssl_jax.data.sources import open_source
-from ssl_jax.data.sources.source import Source, check_choice
-from ssl_jax.errors import UserError
+from ssl_jax.data.sources.source import Source
+from ssl_jax.errors import UserError, check_choice
 from ssl_jax.files import write_atomically
 from ssl_jax.probes import TASKS, fit
 from ssl_jax.probes.config import validate

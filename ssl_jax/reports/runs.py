@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from ssl_jax import config as config_lib
 from ssl_jax import reading
 from ssl_jax.config import SIZES
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
+from ssl_jax.knobs import ROLES, flatten
 from ssl_jax.objectives import OBJECTIVES
 
 NAMES = {"hubert": "HuBERT", "wav2vec2": "wav2vec 2.0", "tera": "TERA"}
 SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
-# What differs without making another experiment: runs that differ in nothing
-# else, at one budget, are seeds of one.
-_FREE = ("seed", "budget", "checkpoint", "eval", "loader", "log")
-_FREE_KEYS = (
-  *("dir", "valid_dir", "mesh", "microbatches", "remat", "scan_layers"),
-  "max_skipped_updates",
-)
 _FILES = {"result.json", "config.json", "metrics.jsonl"}
 
 
@@ -275,10 +271,13 @@ def _key(config: dict[str, Any], path: str, *default: Any) -> Any:
 
 
 def _recipe(config: dict[str, Any]) -> str:
-  kept = {key: value for key, value in config.items() if key not in _FREE}
-  for section, value in kept.items():
-    if isinstance(value, dict):
-      kept[section] = {k: v for k, v in value.items() if k not in _FREE_KEYS}
+  """Returns what tells its experiment apart: runs alike in it are seeds."""
+  roles = {key: ROLES[knob.role] for key, knob in config_lib.knobs().items()}
+  kept = {
+    key: value
+    for key, value in flatten(ConfigDict(config)).items()
+    if key not in roles or roles[key].recipe
+  }
   return json.dumps(kept, sort_keys=True)
 
 

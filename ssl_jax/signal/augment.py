@@ -11,8 +11,77 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
+from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 
 _PURPOSES = ("mix", "noise", "reverb", "gain", "drop", "band")
+
+KNOBS = {
+  "mix_prob": Knob(
+    0.0, "Share of clips mixed with a part of another clip.", high=1.0
+  ),
+  "mix_snr_db": Knob(
+    (-5.0, 5.0),
+    "Least and most decibels of the clip over the one mixed in.",
+    low=-1_000.0,
+    high=1_000.0,
+  ),
+  "noise_prob": Knob(
+    0.0, "Share of clips with noise added to a part.", high=1.0
+  ),
+  "noise_snr_db": Knob(
+    (-5.0, 20.0),
+    "Least and most decibels of the clip over the noise.",
+    low=-1_000.0,
+    high=1_000.0,
+  ),
+  "reverb_prob": Knob(
+    0.0, "Share of clips played in a synthetic room.", high=1.0
+  ),
+  "reverb_seconds": Knob(
+    (0.2, 0.8), "Least and most reverberation time (T60) of a room, seconds."
+  ),
+  "gain_db": Knob(
+    0.0, "Decibels a clip is made louder or softer by, at most.", high=100.0
+  ),
+  "drop_prob": Knob(
+    0.0, "Share of clips with a part replaced by silence.", high=1.0
+  ),
+  "drop_seconds": Knob(
+    0.5, "Longest silence put in a clip, seconds.", high=3_600.0
+  ),
+  "band_prob": Knob(
+    0.0, "Share of clips with a band of frequencies removed.", high=1.0
+  ),
+  "band_hz": Knob(1000.0, "Widest band removed from a clip, Hz.", high=8_000.0),
+  "speed_prob": Knob(
+    0.0,
+    "Share of clips played at another speed, pitch and all. Their targets are "
+    "made of the clip at that speed.",
+    high=1.0,
+  ),
+  "speeds": Knob((0.9, 1.1), "Speeds to draw from.", low=0.5, high=2.0),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.augment` against each other.
+
+  Raises:
+    UserError: a pair is not a least and a most.
+  """
+  for key in ("mix_snr_db", "noise_snr_db", "reverb_seconds"):
+    value = config.augment[key]
+    if len(value) != 2 or value[0] > value[1]:
+      raise UserError(
+        f"config.augment.{key}={value!r}: expected a least and a most"
+      )
+  least, most = config.augment.reverb_seconds
+  if least <= 0 or most > 60:
+    raise UserError(
+      f"config.augment.reverb_seconds={config.augment.reverb_seconds!r}: "
+      "expected times above 0, up to 60"
+    )
 
 
 def augment(

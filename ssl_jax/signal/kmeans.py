@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.knobs import Knob
+
 # The default rounds to bfloat16 on TPU and to TF32 on GPU.
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -26,6 +28,22 @@ _REASSIGN = 0.01  # Of the largest cluster's count; fewer is too few.
 _LLOYD_PASSES = 20
 _TOLERANCE = 1e-4  # Of the inertia: improvement by a pass that earns another.
 _CHUNK = 1 << 22  # Largest number of distances held at once by a Lloyd pass.
+
+KNOBS = {
+  "num_frames": Knob(
+    1_000_000,
+    "Frames sampled from the training audio to fit a codebook on.",
+    low=1,
+    high=10**12,
+  ),
+  "batch_frames": Knob(10_000, "Frames of a mini-batch.", low=1, high=10**12),
+  "max_iterations": Knob(
+    100, "Passes over the sampled frames, at most.", low=1, high=10**12
+  ),
+  "num_restarts": Knob(
+    20, "Fits from other beginnings; the best is kept.", low=1, high=10_000
+  ),
+}
 
 
 class Fit(NamedTuple):

@@ -3,6 +3,18 @@
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.knobs import Knob
+
+KNOBS = {
+  "mask_prob": Knob(
+    0.8,
+    "Expected spans of a clip: `mask_prob` x its frames / `mask_length`.",
+    high=1.0,
+  ),
+  "mask_length": Knob(10, "Frames of a span, 20 ms each.", low=1, high=10_000),
+  "min_masks": Knob(2, "Least spans of a clip.", low=1, high=10_000),
+}
+
 
 def sample_spans(
   keys: jax.Array,

@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssl_jax.config import warmup_updates
+from ssl_jax.optimizers.schedule import warmup_updates
 
 # Lines of metrics in a row with a symptom before it is told.
 _PATIENCE = 3

@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
-from ssl_jax.config import warmup_updates
 from ssl_jax.data.batch_plan import BatchPlan
-from ssl_jax.training.optimizer import make_schedule
+from ssl_jax.optimizers import make_schedule
+from ssl_jax.optimizers.schedule import warmup_updates
 
 
 def facts(

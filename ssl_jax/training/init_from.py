@@ -6,30 +6,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ssl_jax.config import flatten
+from ssl_jax.config import flatten, knobs
 from ssl_jax.pretrained.heads import load_heads
 from ssl_jax.pretrained.load import load_encoder
 
 _log = logging.getLogger("ssl_jax")
-
-# What the encoder decides. How it is trained (dropout ...) is the run's.
-_ARCHITECTURE = (
-  "encoder.ffn_size",
-  "encoder.hidden_size",
-  "encoder.norm_first",
-  "encoder.num_heads",
-  "encoder.num_layers",
-  "encoder.position_groups",
-  "encoder.position_kernel",
-  "frontend.conv_bias",
-  "frontend.mel_norm",
-  "frontend.name",
-  "frontend.norm",
-  "frontend.normalize_waveform",
-  "frontend.num_mel_bins",
-)
-# And, of wav2vec 2.0, its quantizer.
-_HEADS = ("code_dim", "final_dim", "num_codes", "num_groups")
 
 
 def adopt(config: ConfigDict) -> ConfigDict:
@@ -42,9 +23,22 @@ def adopt(config: ConfigDict) -> ConfigDict:
     return config
   encoder = load_encoder(config.init_from)
   theirs, ours = flatten(encoder.config), flatten(config)
-  adopted = {key: theirs[key] for key in _ARCHITECTURE}
+  architecture = [
+    key.partition(".")[::2]
+    for key, knob in knobs().items()
+    if knob.role == "architecture"
+  ]
+  adopted = {
+    f"{section}.{name}": theirs[f"{section}.{name}"]
+    for section, name in architecture
+    if section in ("frontend", "encoder")
+  }
   if config.objective.name == "wav2vec2" and (heads := load_heads(encoder)):
-    adopted |= {f"wav2vec2.{key}": heads[0][key] for key in _HEADS}
+    adopted |= {
+      f"wav2vec2.{name}": heads[0][name]
+      for section, name in architecture
+      if section == "wav2vec2"
+    }
   changed = {k: v for k, v in adopted.items() if v != ours[k]}
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(changed)

@@ -25,6 +25,7 @@ from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
+from ssl_jax.optimizers import make_optimizer, make_schedule
 from ssl_jax.reports import loss_picture
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import init_from, tracking, trunk
@@ -33,7 +34,6 @@ from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
 from ssl_jax.training.health import Health
-from ssl_jax.training.optimizer import make_optimizer, make_schedule
 from ssl_jax.training.setup import Setup, set_up
 
 _log = logging.getLogger("ssl_jax")

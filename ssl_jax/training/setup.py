@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
+from ssl_jax.config import validate
 from ssl_jax.data.batch_plan import BatchPlan, valid_batches
 from ssl_jax.data.labels import (
   LabelSet,
@@ -20,10 +20,10 @@ from ssl_jax.data.labels import (
 from ssl_jax.data.sources import open_source
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
+from ssl_jax.objectives import hubert
 from ssl_jax.objectives.inputs import num_params
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import init_from, trunk
-from ssl_jax.validation import validate
 
 
 class Setup(NamedTuple):
@@ -130,12 +130,12 @@ def _open_labels(
   """The stored label sets of a source, checked against it."""
   if config.objective.name != "hubert":
     return []
-  if "" in config_lib.label_sets(config):
+  if "" in hubert.label_sets(config):
     raise UserError(
       "config.hubert.labels is empty: give the folder of labels that `python "
       "-m ssl_jax.label` made, or train iteration 1 (labels=mfcc) first"
     )
-  sets = zip(config_lib.label_sets(config), config.hubert.clusters)
+  sets = zip(hubert.label_sets(config), config.hubert.clusters)
   return [
     open_labels(Path(name), split, source, clusters)
     for name, clusters in sets

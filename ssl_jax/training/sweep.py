@@ -17,9 +17,10 @@ from ssl_jax import config as config_lib
 from ssl_jax import process, reading
 from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
+from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.overrides import override
+from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.training import trunk
 from ssl_jax.training.setup import set_up
 
@@ -94,7 +95,7 @@ def _group(
   try:
     if shared:
       _, smallest = configure(budgets[-1], [])
-      warmup = max(1, config_lib.warmup_updates(smallest.config))
+      warmup = max(1, schedule_lib.warmup_updates(smallest.config))
       fixed += [
         f"optimizer.warmup_updates={warmup}",
         f"optimizer.decay_fraction={family.decay_fraction:g}",
@@ -108,7 +109,7 @@ def _group(
     flops: trunk.branch_update(setup.config)
     for flops, _, setup in made[1:]
     if shared
-    and config_lib.warmup_updates(longest)
+    and schedule_lib.warmup_updates(longest)
     <= trunk.branch_update(setup.config)
     <= min(trunk.branch_update(longest), setup.config.budget.updates - 1)
   }

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from ssl_jax import config as config_lib
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, nearest
 from ssl_jax.files import write_atomically
+from ssl_jax.knobs import flatten
 
 _log = logging.getLogger("ssl_jax")
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
@@ -85,8 +85,7 @@ def names(config: ConfigDict) -> list[str]:
   for name in found:
     if name not in _TRACKERS:
       raise UserError(
-        f"config.log.to={config.log.to!r}: "
-        + config_lib.nearest(name, _TRACKERS)
+        f"config.log.to={config.log.to!r}: " + nearest(name, _TRACKERS)
       )
     if importlib.util.find_spec(name) is None:
       raise UserError(
@@ -109,7 +108,7 @@ class Trackers:
       ids = json.loads(path.read_text())
     except (OSError, ValueError):
       ids = {}
-    flat = config_lib.flatten(config)
+    flat = flatten(config)
     self._open: dict[str, _Tracker] = {}
     for name in names(config):
       self._guarded(

@@ -1,21 +1,15 @@
 """Runs that share the updates before their decay: a trunk and its branches."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import config as config_lib
 from ssl_jax import reading
 from ssl_jax.checkpoints.manager import Checkpoints, DamagedCheckpoint
-from ssl_jax.config import decay_updates, flatten, to_json
 from ssl_jax.errors import UserError
-
-# What a trunk and its branch may differ in.
-_OWN = (
-  *("budget.", "checkpoint.", "eval.", "loader.", "log."),
-  *("mesh", "encoder.remat", "optimizer.max_skipped_updates"),
-)
+from ssl_jax.optimizers.schedule import decay_updates
 
 
 def branch_update(config: ConfigDict) -> int:
@@ -39,13 +33,7 @@ def check(config: ConfigDict) -> None:
     raise UserError(
       f"{said}: no readable config.json ({' '.join(str(error).split())[:200]})"
     ) from error
-  ours = flatten(ConfigDict(json.loads(to_json(config))))
-  differing = [
-    f"{key}: {value!r} there, {ours.get(key)!r} here"
-    for key, value in flatten(theirs).items()
-    if value != ours.get(key) and not key.startswith(_OWN)
-  ]
-  if differing:
+  if differing := config_lib.differing(theirs.to_dict(), config, "branch"):
     raise UserError(f"{said} is of another config: {'; '.join(differing)}")
   if update > decays:
     raise UserError(

@@ -12,13 +12,6 @@ from ssl_jax.devices import chips
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl, write_atomically
 
-# What may differ when a run is resumed: it decides how fast, or how to count,
-# not what.
-_FREE = (
-  *("loader.", "batch.microbatches", "mesh", "encoder.remat", "log.to"),
-  *("hubert.earlier", "optimizer.max_skipped_updates"),
-)
-
 
 def claim(workdir: Path, config: ConfigDict) -> None:
   """Makes `workdir` this run's, or checks that it already is.
@@ -84,14 +77,7 @@ def _check_data(path: Path, data: dict[str, Any], said: str) -> None:
 
 
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
-  old = config_lib.flatten(ConfigDict(old))
-  new = config_lib.flatten(ConfigDict(json.loads(config_lib.to_json(config))))
-  differing = [
-    f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not key.startswith(_FREE)
-  ]
-  if differing:
+  if differing := config_lib.differing(old, config, "resume"):
     raise UserError(
       f"--workdir={workdir} holds a run of another config; "
       f"choose another workdir or undo: {'; '.join(differing)}"

@@ -27,10 +27,10 @@ from test_training import tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import Checkpoints
+from ssl_jax.config import validate
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.pretrained import extract, hf_read, hf_write
 from ssl_jax.pretrained.load import load_encoder
-from ssl_jax.validation import validate
 
 
 def backbone(config):

@@ -14,12 +14,12 @@ from test_training import tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import planner
+from ssl_jax.config import override, validate
 from ssl_jax.errors import UserError
-from ssl_jax.overrides import override
+from ssl_jax.knobs import flatten
 from ssl_jax.probes import features
 from ssl_jax.reports import page, runs
 from ssl_jax.training import trunk
-from ssl_jax.validation import validate
 
 # Runs, and what is made of them.
 
@@ -143,7 +143,7 @@ def test_caches_of_any_progress(tmp_path):
 
 # Settings.
 
-FLAT = config_lib.flatten(config_lib.base())
+FLAT = flatten(config_lib.base())
 WORDS = [
   *("1", "-1", "0", "True", "None", "nan", "1e300", "1e999", "1e-300", "''"),
   *("9" * 18, "9" * 5_000, "-" * 9_999 + "1", "(" * 999, "[" * 99 + "]" * 99),
@@ -162,7 +162,7 @@ def test_values_of_any_kind(key):
       validate, config
     ):
       config_lib.to_json(config)
-      value = config_lib.flatten(config)[key]
+      value = flatten(config)[key]
       assert isinstance(FLAT[key], tuple) == isinstance(value, tuple)
       assert (type(value) in (int, float)) == (type(FLAT[key]) in (int, float))
       if isinstance(value, int | float):

@@ -6,6 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from ssl_jax.data.sources import source
+from ssl_jax.errors import check_choice
 
 SPLITS = ("train", "valid", "test")
 
@@ -22,7 +23,7 @@ def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
   Raises:
     UserError: unknown split, or every clip is too short.
   """
-  source.check_choice("split", split, SPLITS)
+  check_choice("split", split, SPLITS)
   lines = (_CORPUS / "metadata.jsonl").read_text("utf-8").splitlines()
   clips = [json.loads(line) for line in lines]
   clips = [clip for clip in clips if clip["split_clip"] == split]

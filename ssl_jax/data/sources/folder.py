@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.data import workers
 from ssl_jax.data.sources import audio, source
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, check_choice
 
 SPLITS = ("train", "valid")
 
@@ -40,7 +40,7 @@ def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
     UserError: unknown split; a folder that is unset, missing or not a folder;
       no usable audio files; a single one and none to hold out.
   """
-  source.check_choice("split", split, SPLITS)
+  check_choice("split", split, SPLITS)
   key = "valid_dir" if config.valid_dir and split == "valid" else "dir"
   name = f"--config.data.{key}={config[key]!r}"
   root = os.path.expanduser(config[key])

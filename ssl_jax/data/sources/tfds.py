@@ -25,7 +25,7 @@ from ssl_jax import SAMPLE_RATE, reading
 from ssl_jax.data.sources import audio, source, tfds_examples
 from ssl_jax.data.sources.shards import Shards
 from ssl_jax.data.sources.tfds_examples import Feature
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, check_choice
 
 SPLITS = ("train", "valid", "test")
 
@@ -99,7 +99,7 @@ def open_split(config: ConfigDict, split: str) -> Examples:
     UserError: unknown split; no such dataset, or not one of audio, or not yet
       prepared: then it says how.
   """
-  source.check_choice("split", split, SPLITS)
+  check_choice("split", split, SPLITS)
   key = f"--config.data.name={config.name!r}"
   dataset = _Dataset(key, config.name, config.dir, config.sample_rate)
   given = {"valid": config.valid_split, "test": config.test_split}
@@ -177,7 +177,7 @@ def _how_to_prepare(key: str, name: str, dataset: str, root: Path) -> str:
   known = tensorflow_datasets.list_builders(with_community_datasets=False)
   if (base := dataset.split("/")[0]) not in known:
     try:
-      source.check_choice("dataset", base, known)
+      check_choice("dataset", base, known)
     except UserError as error:
       meant = str(error).partition(": ")[2].partition("? ")
       return f"{key}: there is no such folder, nor is it a dataset of TFDS" + (

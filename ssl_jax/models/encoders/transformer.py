@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 from ssl_jax.models import target
 from ssl_jax.models.attention import Attention
 from ssl_jax.models.dropout import dropout, fold_in_all, key_words, row_keys
@@ -24,6 +26,90 @@ _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+_DROPOUT = {"low": 0.0, "high": 0.9}
+
+KNOBS = {
+  "num_layers": Knob(12, "Layers.", role="architecture", low=1, high=1_000),
+  "hidden_size": Knob(
+    384, "Width of the hidden states.", role="architecture", low=1, high=1 << 17
+  ),
+  "ffn_size": Knob(
+    768,
+    "Width inside the feed-forward part of a layer.",
+    role="architecture",
+    low=1,
+    high=1 << 17,
+  ),
+  "num_heads": Knob(
+    8, "Attention heads of a layer.", role="architecture", low=1, high=10_000
+  ),
+  "position_kernel": Knob(
+    128,
+    "Frames that the convolution for positions sees.",
+    role="architecture",
+    low=1,
+    high=10_000,
+  ),
+  "position_groups": Knob(
+    16,
+    "Groups of channels of that convolution.",
+    role="architecture",
+    low=1,
+    high=10_000,
+  ),
+  "norm_first": Knob(
+    False,
+    "Norms come before attention and feed-forward, and one after the last "
+    "layer (pre-norm).",
+    role="architecture",
+  ),
+  "input_dropout": Knob(0.1, "Dropout of the projected frames.", **_DROPOUT),
+  "dropout": Knob(
+    0.1, "Dropout of the first layer's input and of each part.", **_DROPOUT
+  ),
+  "attention_dropout": Knob(0.1, "Dropout of attention weights.", **_DROPOUT),
+  "activation_dropout": Knob(
+    0.0, "Dropout inside the feed-forward part.", **_DROPOUT
+  ),
+  "layerdrop": Knob(
+    0.05, "Chance of a layer to be skipped in an update.", **_DROPOUT
+  ),
+  "scan_layers": Knob(
+    False,
+    "Layers are compiled once, as a loop: compiles faster, with the same "
+    "parameters.",
+    role="speed",
+  ),
+  "remat": Knob(
+    "none",
+    "What the backward pass computes again to save memory: `none`; `dots`: all "
+    "but matrix products; `full`: all within a layer.",
+    role="speed",
+    choices=("none", "dots", "full"),
+  ),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.encoder` against each other.
+
+  Raises:
+    UserError: the width does not divide, or the encoder is too large.
+  """
+  for divisor in ("num_heads", "position_groups"):
+    if config.encoder.hidden_size % config.encoder[divisor]:
+      raise UserError(
+        f"config.encoder.hidden_size={config.encoder.hidden_size} is not "
+        f"divisible by config.encoder.{divisor}={config.encoder[divisor]}"
+      )
+  layers, width = config.encoder.num_layers, config.encoder.hidden_size
+  params = layers * (4 * width**2 + 2 * width * config.encoder.ffn_size)
+  if params > 10**12:
+    raise UserError(
+      f"config.encoder: {layers} layers of {width} have {params:.3g} "
+      "parameters, above 1e12"
+    )
 
 
 class PositionalConv(nn.Module):

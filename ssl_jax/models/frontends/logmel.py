@@ -10,11 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax import num_frames
+from ssl_jax.knobs import Knob
 from ssl_jax.signal import fbank
 
 _EPSILON = 1e-5
 # Over 400 clips of eleven sources: -7.5, 5.1.
 _MEL_MEAN, _MEL_STD = -7.5, 5.0
+
+KNOBS = {
+  "num_mel_bins": Knob(
+    80, "logmel: filters.", role="architecture", low=4, high=128
+  ),
+  "mel_norm": Knob(
+    "clip",
+    "logmel: `clip` normalises each clip by its own mean and variance; `fixed` "
+    "uses those of many clips, which keeps what tells speakers apart.",
+    role="architecture",
+    choices=("clip", "fixed"),
+  ),
+}
 
 
 def clip_moments(x: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
+from ssl_jax.knobs import Knob
 from ssl_jax.models import target
 from ssl_jax.models.frontends.logmel import clip_moments
 from ssl_jax.models.gelu import gelu
@@ -32,6 +33,22 @@ _OVERLAP = FRAME_WINDOW - FRAME_HOP
 _EXACT = jax.lax.Precision.HIGHEST
 
 Parameters = tuple[jax.Array, jax.Array | None]
+
+KNOBS = {
+  "norm": Knob(
+    "group",
+    "waveform: `group` normalises the first convolution's channels over time; "
+    "`layer` normalises each convolution over channels.",
+    role="architecture",
+    choices=("group", "layer"),
+  ),
+  "conv_bias": Knob(
+    False,
+    "waveform: convolutions have a bias, as in large models.",
+    role="architecture",
+  ),
+  "grad_mult": Knob(0.1, "waveform: factor of the stem's gradient."),
+}
 
 
 class WaveformStem(nn.Module):

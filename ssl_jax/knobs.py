@@ -1,0 +1,260 @@
+"""Knobs: each setting of a run is declared once, beside the code that reads it.
+
+A module declares `KNOBS = {name: Knob(...)}`; `ssl_jax.config` collects them.
+Defaults, limits, help, and whether a resume or a branch may change a knob all
+come from that declaration.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.errors import UserError, nearest
+
+MOST = 1e30  # The largest number that any knob takes.
+_LONGEST = 1_000  # Items of a tuple.
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+  """What a knob decides, and so where it may differ.
+
+  Attributes:
+    meaning: for people.
+    resume: a run may be resumed with another value.
+    branch: a branch of a trunk may have another value than the trunk.
+    recipe: runs that differ in it are of different recipes in a report.
+  """
+
+  meaning: str
+  resume: bool = False
+  branch: bool = False
+  recipe: bool = False
+
+
+ROLES = {
+  "architecture": Role("what the encoder is; `init_from` sets it", recipe=True),
+  "recipe": Role("how it is trained", recipe=True),
+  "data": Role("which audio it hears", recipe=True),
+  "place": Role("where the audio is; its clips are checked one by one"),
+  "budget": Role("how long it is trained", branch=True),
+  "seed": Role("which random draws it gets"),
+  "speed": Role("how fast, never what, it computes", resume=True, branch=True),
+  "logging": Role("what is written, and how often", resume=True, branch=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+  """One setting.
+
+  Attributes:
+    default: whose type every value has; an int does for a float.
+    meaning: for people: what it is, with its unit.
+    role: a key of ROLES.
+    low: the least number, of a tuple each number.
+    high: the greatest, inclusive.
+    choices: strings that are allowed, or a function that returns them; (): any.
+  """
+
+  default: Any
+  meaning: str
+  role: str = "recipe"
+  low: float = 0
+  high: float = MOST
+  choices: Iterable[str] | Callable[[], Iterable[str]] = ()
+
+  def __post_init__(self):
+    assert self.role in ROLES, self.role
+
+  @property
+  def allowed(self) -> tuple[str, ...]:
+    """The strings that are allowed; () for any."""
+    choices = self.choices() if callable(self.choices) else self.choices
+    return tuple(choices)
+
+  def check(self, name: str, value: Any) -> None:
+    """Checks a value.
+
+    Args:
+      name: what the user calls it, as in `config.encoder.num_layers`.
+      value: to be checked.
+
+    Raises:
+      UserError: naming the knob, its value, and what is allowed.
+    """
+    given = f"{name}={_short(value)}"
+    kind = type(self.default)
+    if not is_of(value, kind):
+      raise UserError(f"{given}: expected a {kind.__name__}")
+    if self.allowed and value not in self.allowed:
+      raise UserError(f"{given}: {nearest(str(value), self.allowed)}")
+    numbers = value if isinstance(value, tuple | list) else [value]
+    if isinstance(value, tuple | list) and not (
+      len(value) <= _LONGEST
+      and all(is_of(x, float) or is_of(x, str) for x in value)
+    ):
+      raise UserError(f"{given}: expected at most {_LONGEST} numbers")
+    for number in numbers:
+      # Written so that NaN is outside.
+      if is_of(number, float) and not self.low <= number <= self.high:
+        raise UserError(f"{given} is outside [{self.low}, {self.high}]")
+
+
+def _short(value: object) -> str:
+  try:
+    return f"{value!r}"[:200]
+  except ValueError:  # An int of too many digits.
+    return "..."
+
+
+def is_of(value: object, kind: type) -> bool:
+  """Tells whether a value is of a kind: ints are floats, bools are no ints."""
+  if kind is float:
+    return type(value) in (int, float)
+  if kind in (tuple, list):
+    return isinstance(value, tuple | list)
+  return type(value) is kind
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns `{'encoder.num_layers': 12, ...}` in sorted order."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= {f"{key}.{name}": v for name, v in flatten(value).items()}
+    else:
+      flat[key] = value
+  return dict(sorted(flat.items()))
+
+
+# Knobs of a whole run; those of its parts are declared in the parts.
+RUN = {
+  "": {
+    "seed": Knob(
+      0,
+      "Seed of everything random: data order, crops, masks, dropout.",
+      role="seed",
+      high=2**63 - 1,
+    ),
+    "compute_dtype": Knob(
+      "auto",
+      "`float32`, `bfloat16`, or `auto`: bfloat16 on accelerators, float32 on "
+      "CPUs. Parameters, optimizer, norms, softmax and losses are float32.",
+      choices=("auto", "float32", "bfloat16"),
+    ),
+    "init_from": Knob(
+      "",
+      "An encoder to start from, whose architecture replaces this config's: "
+      "`hf:DIR` (HuBERT or wav2vec 2.0 of transformers), or a run's workdir.",
+    ),
+    "mesh": Knob(
+      (-1, 1, 1),
+      "Devices along (data, fsdp, tensor); -1: those that the others leave. "
+      "`data` shares out clips; `fsdp` parameters and optimizer state as well, "
+      "to fit large models; `tensor` the heads and units of each layer.",
+      role="speed",
+      low=-1,
+    ),
+  },
+  "batch": {
+    "seconds": Knob(
+      156.0,
+      "Seconds of audio an update, over all devices, padding not counted.",
+      low=0.1,
+      high=1e7,
+    ),
+    "microbatches": Knob(
+      1,
+      "Parts that a batch is computed in (gradient accumulation): the same run "
+      "in less memory.",
+      role="speed",
+      low=1,
+      high=10_000,
+    ),
+  },
+  "loader": {
+    "num_threads": Knob(
+      4, "Threads that read audio.", role="speed", low=1, high=10_000
+    ),
+    "num_workers": Knob(
+      0, "Processes that read audio; 0: threads only.", "speed", high=10_000
+    ),
+    "prefetch": Knob(4, "Batches read ahead.", "speed", low=1, high=10_000),
+  },
+  "budget": {
+    "updates": Knob(
+      400_000,
+      "Updates. State one of updates, flops and match; one given on the "
+      "command line replaces the config's.",
+      role="budget",
+      high=10**12,
+    ),
+    "flops": Knob(
+      0.0, "Training FLOPs as logged: padding counts.", role="budget"
+    ),
+    "match": Knob(
+      "",
+      "A config, as for --config: as many FLOPs as its run, with its "
+      "batch.seconds.",
+      role="budget",
+    ),
+    "trunk": Knob(
+      "",
+      "Workdir of a run of this config with a larger budget: this run starts "
+      "from its checkpoint where the decay begins. Needs "
+      "optimizer.warmup_updates, and optimizer.decay_fraction below 1; the "
+      "trunk saves there by checkpoint.at.",
+      role="budget",
+    ),
+  },
+  "log": {
+    "every": Knob(
+      100, "Updates between lines of metrics.", "logging", 1, 10**12
+    ),
+    "to": Knob(
+      "",
+      "Trackers beside the workdir: `wandb`, `mlflow` or `wandb,mlflow`, where "
+      "installed.",
+      role="logging",
+    ),
+    "stop_on_alarm": Knob(
+      False, "A run that learns nothing stops; else it warns.", "logging"
+    ),
+  },
+  "eval": {
+    "every": Knob(
+      5_000,
+      "Updates between validations; also before the first and at the end.",
+      role="logging",
+      low=1,
+      high=10**12,
+    ),
+    "batch_seconds": Knob(
+      60.0,
+      "Seconds of audio a validation batch, padding not counted: memory only.",
+      role="speed",
+      low=0.1,
+      high=1e7,
+    ),
+  },
+  "checkpoint": {
+    "every": Knob(
+      5_000,
+      "Updates between checkpoints; also at the end.",
+      role="logging",
+      low=1,
+      high=10**12,
+    ),
+    "keep": Knob(
+      2,
+      "Newest checkpoints that are kept, beside the best.",
+      role="logging",
+      low=1,
+      high=10_000,
+    ),
+    "at": Knob((), "Updates that are saved and kept as well.", "logging"),
+  },
+}
