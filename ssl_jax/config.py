@@ -46,29 +46,24 @@ def sections() -> dict[str, dict[str, Knob]]:
   config has its knobs too.
   """
   # Imported late: only who makes a config needs JAX.
-  from ssl_jax import optimizers
+  from ssl_jax import objectives, optimizers
   from ssl_jax.data import batch_plan, sources
-  from ssl_jax.models import frontends
-  from ssl_jax.models.encoders import transformer
-  from ssl_jax.objectives import OBJECTIVES, hubert, tera, terms, wav2vec2
+  from ssl_jax.models import encoders, frontends
   from ssl_jax.signal import augment, kmeans, masking
 
-  return RUN | {
-    "data": sources.KNOBS | batch_plan.KNOBS,
-    "frontend": frontends.KNOBS,
-    "encoder": transformer.KNOBS,
-    "augment": augment.KNOBS,
-    "masking": masking.KNOBS,
-    "objective": {
-      "name": Knob("hubert", "The objective.", choices=lambda: OBJECTIVES),
-      **terms.KNOBS,
-    },
-    "hubert": hubert.KNOBS,
-    "wav2vec2": wav2vec2.KNOBS,
-    "tera": tera.KNOBS,
-    "kmeans": kmeans.KNOBS,
-    "optimizer": optimizers.KNOBS,
-  }
+  return (
+    RUN
+    | {
+      "data": sources.knobs() | batch_plan.KNOBS,
+      "frontend": frontends.knobs(),
+      "encoder": encoders.knobs(),
+      "augment": augment.KNOBS,
+      "masking": masking.KNOBS,
+      "kmeans": kmeans.KNOBS,
+      "optimizer": optimizers.knobs(),
+    }
+    | objectives.sections()
+  )
 
 
 def knobs() -> dict[str, Knob]:
@@ -98,9 +93,9 @@ def validate(config: ConfigDict) -> None:
   Raises:
     UserError: naming the key, its value, and what is allowed.
   """
+  from ssl_jax import objectives, optimizers
   from ssl_jax.data import batch_plan
-  from ssl_jax.models.encoders import transformer
-  from ssl_jax.objectives import hubert, tera, wav2vec2
+  from ssl_jax.models import encoders, frontends
   from ssl_jax.signal import augment
 
   declared = knobs()
@@ -111,7 +106,9 @@ def validate(config: ConfigDict) -> None:
       )
     declared[key].check(f"config.{key}", value)
   _check_run(config)
-  for part in (batch_plan, augment, transformer, hubert, tera, wav2vec2):
+  for part in (
+    *(batch_plan, augment, frontends, encoders, objectives, optimizers),
+  ):
     part.check(config)
 
 

@@ -100,7 +100,9 @@ class Knob:
     for number in numbers:
       # Written so that NaN is outside.
       if is_of(number, float) and not self.low <= number <= self.high:
-        raise UserError(f"{given} is outside [{self.low}, {self.high}]")
+        unit = kind if kind in (int, float) else type(number)
+        low, high = unit(self.low), unit(self.high)
+        raise UserError(f"{given} is outside [{low}, {high}]")
 
 
 def _short(value: object) -> str:

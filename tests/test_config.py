@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from ssl_jax import config as config_lib
-from ssl_jax import optimizers, validation
+from ssl_jax import optimizers
 from ssl_jax.budget import flops
 from ssl_jax.errors import UserError
 from ssl_jax.knobs import flatten
@@ -152,10 +152,6 @@ def test_every_file_of_configs_has_a_golden_text():
   assert files == {e.partition(":")[0] for e in EXPERIMENTS} | families
 
 
-def test_choices_name_what_there_is():
-  assert set(validation._CHOICES["objective.name"]) == set(OBJECTIVES)
-
-
 @pytest.mark.parametrize(
   ("key", "value", "said"),
   [
@@ -171,7 +167,7 @@ def test_choices_name_what_there_is():
     ("data.bucket_seconds", (3.0, 2.0), "increasing"),
     ("data.min_seconds", 99.0, "longer than the last bucket"),
     ("hubert.labels", "a,b", "as many numbers as"),
-    ("hubert.clusters", (1,), "from 2 to"),
+    ("hubert.clusters", (1,), "(1,) is outside [2, 65534]"),
     ("wav2vec2.num_groups", 3, "code_dim=256 is not divisible"),
   ],
 )

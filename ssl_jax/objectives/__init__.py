@@ -28,7 +28,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from ssl_jax.objectives import hubert, tera, wav2vec2
+from ssl_jax.knobs import Knob
+from ssl_jax.objectives import hubert, tera, terms, wav2vec2
 
 OBJECTIVES = {
   "hubert": hubert.Objective,
@@ -49,3 +50,24 @@ def make_objective(
   """
   make = OBJECTIVES[config.objective.name]
   return make(config, dtype, codebooks) if codebooks else make(config, dtype)
+
+
+def sections() -> dict[str, dict[str, Knob]]:
+  """Returns the knobs of `config.objective`, and a section an objective."""
+  name = Knob("hubert", "The objective.", choices=lambda: OBJECTIVES)
+  return {
+    "objective": {"name": name, **terms.KNOBS},
+    "hubert": hubert.KNOBS,
+    "wav2vec2": wav2vec2.KNOBS,
+    "tera": tera.KNOBS,
+  }
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of objectives against each other.
+
+  Raises:
+    UserError: naming the knobs that do not go together.
+  """
+  for objective in (hubert, tera, wav2vec2):
+    objective.check(config)

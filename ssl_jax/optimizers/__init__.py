@@ -7,8 +7,7 @@ from ssl_jax.knobs import Knob
 from ssl_jax.optimizers import schedule
 from ssl_jax.optimizers.schedule import make_schedule
 
-KNOBS = {
-  **schedule.KNOBS,
+_KNOBS = {
   "b1": Knob(0.9, "Decay of the mean of gradients, an update.", high=0.9999999),
   "b2": Knob(
     0.98, "Decay of the mean of their squares, an update.", high=0.9999999
@@ -40,3 +39,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
       weight_decay=optimizer.weight_decay,
     ),
   )
+
+
+def knobs() -> dict[str, Knob]:
+  """Returns the knobs of `config.optimizer`."""
+  return schedule.KNOBS | _KNOBS
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.optimizer` against each other."""
+  del config

@@ -29,7 +29,7 @@ SOURCES["mixture"] = functools.partial(
   mixture.open_split, sources=dict(SOURCES)
 )
 
-KNOBS = {
+_KNOBS = {
   "source": Knob(
     "folder",
     "`embedded`: the packaged clips; `folder`: a tree of wav, flac, ogg and "
@@ -110,3 +110,8 @@ def open_source(config: ConfigDict, split: str) -> source.Source:
   if split == "train" and config.hours:
     opened = take_hours(opened, config.hours)
   return opened
+
+
+def knobs() -> dict[str, Knob]:
+  """Returns the knobs of `config.data` that sources read."""
+  return _KNOBS

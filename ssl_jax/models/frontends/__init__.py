@@ -1,9 +1,11 @@
 """Frontends: waveform to frames."""
 
+from ml_collections import ConfigDict
+
 from ssl_jax.knobs import Knob
 from ssl_jax.models.frontends import logmel, waveform
 
-KNOBS = {
+_KNOBS = {
   "name": Knob(
     "waveform",
     "`waveform`: seven convolutions; `logmel`: Kaldi filterbanks of 10 ms, two "
@@ -16,6 +18,14 @@ KNOBS = {
     "Clips are scaled to zero mean and unit variance first.",
     role="architecture",
   ),
-  **waveform.KNOBS,
-  **logmel.KNOBS,
 }
+
+
+def knobs() -> dict[str, Knob]:
+  """Returns the knobs of `config.frontend`."""
+  return _KNOBS | waveform.KNOBS | logmel.KNOBS
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of `config.frontend` against each other."""
+  del config
