@@ -47,14 +47,14 @@ def sections() -> dict[str, dict[str, Knob]]:
   """
   # Imported late: only who makes a config needs JAX.
   from ssl_jax import objectives, optimizers
-  from ssl_jax.data import batch_plan, sources
+  from ssl_jax.data import buckets, sources
   from ssl_jax.models import encoders, frontends
   from ssl_jax.signal import augment, kmeans, masking
 
   return (
     RUN
     | {
-      "data": sources.knobs() | batch_plan.KNOBS,
+      "data": sources.knobs() | buckets.KNOBS,
       "frontend": frontends.knobs(),
       "encoder": encoders.knobs(),
       "augment": augment.KNOBS,
@@ -94,7 +94,7 @@ def validate(config: ConfigDict) -> None:
     UserError: naming the key, its value, and what is allowed.
   """
   from ssl_jax import objectives, optimizers
-  from ssl_jax.data import batch_plan
+  from ssl_jax.data import buckets
   from ssl_jax.models import encoders, frontends
   from ssl_jax.signal import augment
 
@@ -107,7 +107,7 @@ def validate(config: ConfigDict) -> None:
     declared[key].check(f"config.{key}", value)
   _check_run(config)
   for part in (
-    *(batch_plan, augment, frontends, encoders, objectives, optimizers),
+    *(buckets, augment, frontends, encoders, objectives, optimizers),
   ):
     part.check(config)
 

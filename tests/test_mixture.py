@@ -7,9 +7,11 @@ import pytest
 import soundfile
 
 from ssl_jax import config as config_lib
-from ssl_jax.data import batch_plan, prepare
+from ssl_jax.data import batch_plan, prepare, sources
+from ssl_jax.data.sources import folder as folder_source
 from ssl_jax.data.sources import open_source
 from ssl_jax.data.sources.manifest import find_clips, open_clips
+from ssl_jax.data.sources.source import SourceKind
 from ssl_jax.errors import UserError
 
 SIZES = {"a": 30, "b": 7}  # Clips of 1 s and of 3 s.
@@ -113,6 +115,24 @@ def test_validation_may_be_other_corpora(corpora):
   assert len(open_source(config, "train").ids) == SIZES["a"]
 
 
+def test_a_source_from_outside_is_a_part(corpora, monkeypatch):
+  """By `name`, so that mixtures ask the source where its corpora are."""
+
+  def open_split(config, split):
+    assert config.dir == ""
+    config.dir = config.name
+    return folder_source.open_split(config, split)
+
+  mine = SourceKind(open_split, "folders by name", where="name")
+  monkeypatch.setitem(sources.SOURCES, "mine", mine)
+  config = settings(corpora, dir=f"mine:{corpora}/a,folder:{corpora}/b")
+  source = open_source(config, "train")
+  where = collections.Counter(clip.split("/")[0] for clip in source.ids)
+  assert where == {"a": 27, "b": 6}
+  with pytest.raises(UserError, match=r"with one of .*, mine, as in"):
+    open_source(settings(corpora, dir="mine"), "train")
+
+
 @pytest.mark.parametrize(
   "changes, said",
   [
@@ -120,6 +140,7 @@ def test_validation_may_be_other_corpora(corpora):
     (dict(dir="foldr:a"), "'foldr:a' is no SOURCE:WHERE"),
     (dict(dir="/data/ls960"), "as in records:ls960,tfds:librispeech"),
     (dict(dir="embedded:x"), "is no SOURCE:WHERE"),
+    (dict(dir="mixture:embedded"), "is no SOURCE:WHERE"),
     (dict(dir="folder:nowhere"), "'nowhere' does not exist"),
     (dict(dir="embedded", weights=(1.0, 2.0)), "1 corpora, and 2 weights"),
     (dict(dir="embedded", weights=(0.0,)), "must be above 0"),

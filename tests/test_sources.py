@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ import soxr
 from ml_collections import ConfigDict
 
 import ssl_jax
+from ssl_jax import config as config_lib
+from ssl_jax.data import sources
 from ssl_jax.data.sources import audio, open_source
+from ssl_jax.data.sources.source import SourceKind
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 
 CORPUS = pathlib.Path(ssl_jax.__file__).parent / "data" / "corpus"
 
@@ -243,7 +249,7 @@ def test_hold_out_is_stable_and_by_clip(tmp_path, speech):
     (dict(source="foldr"), "train", "did you mean 'folder'"),
     (dict(source="embedded"), "tets", "did you mean 'test'"),
     (dict(source="embedded", min_seconds=60.0), "train", "data.min_seconds"),
-    (dict(dir="."), "test", "have train, valid"),
+    (dict(dir="."), "test", "(have: train, valid)"),
     (dict(), "train", "--config.data.dir='': set it"),
     (dict(dir="nowhere"), "train", "'nowhere' does not exist"),
     (dict(dir="file.wav"), "train", "is not a folder"),
@@ -309,3 +315,66 @@ def test_a_manifest_without_splits_holds_clips_out(tmp_path, speech):
   settings.valid_dir = manifest(tmp_path / "other", speech)
   assert len(open_source(settings, "train").ids) == 3
   assert len(open_source(settings, "valid").ids) == 3
+
+
+def test_a_corpus_has_one_name():
+  for name, settings in {
+    "embedded": dict(source="embedded", dir="left/over"),
+    "ls960": dict(dir="/data/ls960/"),
+    "clips.jsonl": dict(source="manifest", dir="~/clips.jsonl"),
+    "librispeech:2.1.1": dict(source="tfds", name="librispeech:2.1.1"),
+    "ls960+fleurs+embedded": dict(
+      source="mixture", dir="records:/data/ls960, tfds:fleurs,embedded"
+    ),
+    "mine": dict(source="one of a user's own", dir="/data/mine"),
+    "folder": dict(dir=""),
+  }.items():
+    assert sources.corpus_name(config(**settings)) == name
+
+
+def test_a_source_from_outside_brings_its_knobs(monkeypatch):
+  inner = sources.SOURCES["embedded"]
+  louder = SourceKind(
+    lambda config, split: inner.open_split(config, split),
+    "the packaged clips, louder",
+    {"gain": Knob(2.0, "Factor of the samples.", role="data", high=9.0)},
+    where="",
+    corpus_name=lambda config: f"louder {config.gain:g}",
+  )
+  monkeypatch.setitem(sources.SOURCES, "louder", louder)
+  settings = config_lib.base()
+  settings.data.source, settings.data.gain = "louder", 3.0
+  config_lib.validate(settings)
+  assert (
+    "`louder`: the packaged clips, louder" in sources.knobs()["source"].meaning
+  )
+  assert len(open_source(settings.data, "train").ids) > 10
+  assert sources.corpus_name(settings.data) == "louder 3"
+  settings.data.gain = 10.0
+  with pytest.raises(UserError, match=r"data.gain=10.0 is outside \[0.0, 9.0"):
+    config_lib.validate(settings)
+
+
+@pytest.mark.parametrize("key", ["name", "min_seconds", "source"])
+def test_a_knob_that_two_sources_declare_is_one(monkeypatch, key):
+  def add(knob):
+    kind = SourceKind(None, "", {key: knob})
+    monkeypatch.setitem(sources.SOURCES, "other", kind)
+    return sources.knobs()
+
+  before = sources.knobs()
+  if key != "source":
+    assert add(before[key])[key] == before[key]
+  with pytest.raises(AssertionError, match=f"'other' declares data.{key}"):
+    add(Knob("", "Something else."))
+
+
+def test_only_what_is_used_is_imported():
+  code = (
+    "import sys; from ssl_jax import config; from ssl_jax.data import sources; "
+    "sources.knobs(); print('tensorflow_datasets' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == ["False"]

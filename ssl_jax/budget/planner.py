@@ -12,6 +12,7 @@ from ssl_jax import reading
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
+from ssl_jax.data.sources import corpus_name
 from ssl_jax.errors import UserError
 
 # So many own runs of one setting are fitted without the published ones.
@@ -56,9 +57,7 @@ def setting_of(config: ConfigDict) -> str:
   objective, data = config.objective.name, config.data
   if objective == "hubert":
     objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
-  corpus = data.source if data.source == "embedded" else data.dir
-  if data.source == "tfds":
-    corpus = data.name
+  corpus = corpus_name(data)
   hours = f", {data.hours:g} h" if data.hours else ""
   return f"{objective}, {config.frontend.name}, {corpus}{hours}"
 

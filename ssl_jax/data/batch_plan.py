@@ -1,4 +1,4 @@
-"""Which clips make up each update's batch.
+"""The plan of a run: the clips of each update's batch.
 
 Everything is a function of (seed, update): nothing needs saving, and a run
 continues from any update.
@@ -12,49 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE
-from ssl_jax.errors import UserError
-from ssl_jax.knobs import Knob
 
-# What a random draw is for; the numbers are part of every run's identity.
+# Purposes of random draws; the numbers are part of every run's identity.
 _ORDER, _SCHEDULE, _CROP, _STREAM, _SPEED = 1, 2, 3, 4, 5
 
 _VALID_SEED = 0  # Validation crops are the same in every run.
-
-KNOBS = {
-  "bucket_seconds": Knob(
-    (5.0, 9.0, 12.5, 14.0, 15.625),
-    "Lengths that clips are padded to, seconds; longer ones are cropped at "
-    "random to the last. Each is one compiled shape.",
-    role="data",
-  ),
-}
-
-
-def check(config: ConfigDict) -> None:
-  """Checks `config.data.bucket_seconds`, and `min_seconds` against it.
-
-  Raises:
-    UserError: they do not increase, or every clip would be skipped or cut.
-  """
-  buckets = config.data.bucket_seconds
-  if (
-    not buckets
-    or min(buckets) < 0.025
-    or max(buckets) > 3_600
-    or list(buckets) != sorted({*buckets})
-  ):
-    raise UserError(
-      f"config.data.bucket_seconds={buckets!r}: expected increasing lengths in "
-      "seconds, each above 0.025 and up to 3600"
-    )
-  if config.data.min_seconds > buckets[-1]:
-    raise UserError(
-      f"config.data.min_seconds={config.data.min_seconds} is longer than the "
-      f"last bucket ({buckets[-1]} s): every clip would be skipped or cut"
-    )
 
 
 class Rows(NamedTuple):
@@ -82,7 +46,7 @@ class _Stream(NamedTuple):
   per_epoch: fractions.Fraction  # Clips.
 
   def drawn_before(self, epoch: int) -> int:
-    """How many clips epochs before this one draw."""
+    """Returns the count of clips that epochs before this one draw."""
     return math.floor(epoch * self.per_epoch)
 
 
@@ -97,11 +61,11 @@ class _Bucket(NamedTuple):
     return sum(stream.per_epoch for stream in self.streams) / self.rows
 
   def drawn_before(self, epoch: int) -> int:
-    """How many clips epochs before this one draw."""
+    """Returns the count of clips that epochs before this one draw."""
     return sum(stream.drawn_before(epoch) for stream in self.streams)
 
   def batches_before(self, epoch: int) -> int:
-    """How many batches begin in epochs before this one of the bucket."""
+    """Returns the count of batches that begin in epochs before this one."""
     return -(-self.drawn_before(epoch) // self.rows)
 
 
@@ -186,7 +150,7 @@ class BatchPlan:
 
   @property
   def hours(self) -> float:
-    """Of all clips, uncropped."""
+    """Hours of all clips, uncropped."""
     return float(self._num_samples.sum() / SAMPLE_RATE / 3600)
 
   def rows(self, bucket_length: int) -> int:
@@ -194,7 +158,7 @@ class BatchPlan:
     return {length: rows for rows, length in self.shapes}[bucket_length]
 
   def batch(self, update: int) -> Rows:
-    """The batch of an update (from 0), at a cost that does not grow with it."""
+    """Returns the batch of an update (from 0), at a cost independent of it."""
     epoch = self._block(update)
     firsts = [bucket.batches_before(epoch) for bucket in self._buckets]
     ends = [bucket.batches_before(epoch + 1) for bucket in self._buckets]
@@ -208,7 +172,7 @@ class BatchPlan:
     raise AssertionError("a place beyond its block")
 
   def _block(self, update: int) -> int:
-    """The last block that begins at or before `update`."""
+    """Returns the last block that begins at or before `update`."""
     # Block e begins at the sum over K buckets of ceil(floor(e N_k) / b_k), a
     # floor for each of S streams: between e R - S and e R + K, for R updates an
     # epoch. That bounds e, and bisection over the exact sums finds it.
@@ -240,7 +204,7 @@ class BatchPlan:
     speeds = _draw_speeds(
       self._seed, epochs, clips, self._speed_prob, self._speeds
     )
-    # What a row is read from is longer the faster it is played.
+    # Faster playback consumes more samples of the source a row.
     read = np.ceil(bucket.length * speeds).astype(np.int64)
     starts = _crop_starts(
       self._seed, epochs, clips, self._num_samples[clips] - read
@@ -301,7 +265,7 @@ def _fill_buckets(
 
 
 def _stream(clips: np.ndarray, rate: float, length: int, seed: int) -> _Stream:
-  if rate != 1:  # Else neighbours in the source would come in the same epoch.
+  if rate != 1:  # Neighbours in the source should not share an epoch.
     clips = clips[_permutation(seed, _STREAM, 0, length, len(clips))]
   # Exact, and of few digits, so that sums over epochs stay cheap.
   exact = fractions.Fraction(rate).limit_denominator(10**9)

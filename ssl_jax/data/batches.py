@@ -61,7 +61,7 @@ def load_batch(
   """
   part = row_multiple, num_shards, shards
   with workers.waiting(_STUCK):
-    return _report(source, _load(source, rows, *part, labels))
+    return _report(source, False, _load(source, rows, *part, labels))
 
 
 def make_iterator(
@@ -116,12 +116,13 @@ def make_iterator(
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers), _start_worker
     )
-  # Damage is reported here, not in the workers, to be told once.
-  return Batches(iter(batches.map(functools.partial(_report, source))))
+  # Damage is reported here, not in the workers: once.
+  report = functools.partial(_report, source, bool(num_workers))
+  return Batches(iter(batches.map(report)))
 
 
 class Batches:
-  """What `make_iterator` returns: grain's iterator, with bounded patience."""
+  """Iterator of batches: grain's, with bounded patience."""
 
   def __init__(self, iterator: grain.DatasetIterator):
     self._iterator = iterator
@@ -136,7 +137,7 @@ class Batches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """The next batch; a wait without end for it ends the process.
+    """Returns the next batch; an endless wait for it ends the process.
 
     Raises:
       UserError: a worker was lost, or memory is short.
@@ -146,8 +147,9 @@ class Batches:
       return next(self._iterator)
     except MemoryError as error:
       raise workers.Lost(
-        f"no memory is left to read audio ({error}); {workers.goes_on}, and "
-        "needs less with a lower config.loader.prefetch"
+        f"no memory is left to read audio ({error}); "
+        f"{workers.patience().remedy}, and needs less with a lower "
+        "config.loader.prefetch"
       ) from error
     except RuntimeError as error:
       if "Worker process was terminated" in str(error):  # grain's words.
@@ -179,7 +181,7 @@ def _load(
   shards: Sequence[int],
   labels: Sequence[LabelSet],
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-  """The batch, and (id, reason) of the clips that could not be read."""
+  """Returns the batch, and (id, reason) of clips that could not be read."""
   total = math.ceil(len(rows.clips) / row_multiple) * row_multiple
   size, rest = divmod(total, num_shards)
   if rest:
@@ -225,9 +227,16 @@ def _load(
 
 def _report(
   source: Source,
+  shared: bool,
   loaded: tuple[dict[str, np.ndarray], list[tuple[str, str]]],
 ) -> dict[str, np.ndarray]:
-  """The batch alone; its damaged clips are noted in `source.damaged`."""
+  """Returns the batch alone; notes its damaged clips in `source.damaged`.
+
+  Args:
+    source: of the clips.
+    shared: the arrays lie in a worker's memory, which goes when they do.
+    loaded: as `_load` returns it.
+  """
   batch, damaged = loaded
   for clip, reason in damaged:
     if clip not in source.damaged:
@@ -241,5 +250,6 @@ def _report(
       f"none of the {len(damaged)} clips of a batch can be read, the first "
       f"being {clip!r} ({reason}); are the files still there?"
     )
-  # A worker's arrays lie in shared memory that goes when they do.
-  return {key: np.array(value) for key, value in batch.items()}
+  if shared:
+    batch = {key: np.array(value) for key, value in batch.items()}
+  return batch

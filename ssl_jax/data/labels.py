@@ -29,7 +29,7 @@ from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
-NO_LABEL = 0xFFFF  # Of a frame that could not be read, or is none.
+NO_LABEL = 0xFFFF  # Stands for a frame that could not be read, or is none.
 
 FORMAT = 1
 BLOCK = 1 << 20  # Labels in memory while a whole file is gone through.
@@ -141,12 +141,12 @@ def read_header(directory: Path) -> dict[str, Any]:
     "run the same `python -m ssl_jax.label` command again to continue it",
   )
   header = _parse(directory, "header.json", _parse_header)
-  found = header["format"]
-  check(found == FORMAT, f"is of format {found!r}, not {FORMAT}")
-  found = header["frame_hop"]
+  version = header["format"]
+  check(version == FORMAT, f"is of format {version!r}, not {FORMAT}")
+  hop = header["frame_hop"]
   check(
-    found == FRAME_HOP,
-    f"is of another frame rate: frame_hop {found!r} samples, not {FRAME_HOP}",
+    hop == FRAME_HOP,
+    f"is of another frame rate: frame_hop {hop!r} samples, not {FRAME_HOP}",
   )
   return header
 
@@ -210,19 +210,19 @@ def _some(names: list[str]) -> str:
 
 
 def _parse(directory: Path, name: str, parse: Callable[[bytes], Any]) -> Any:
-  """What `parse` makes of a file; whatever it raises is damage."""
+  """Returns `parse` of a file; whatever that raises is damage."""
   path = directory / name
   _check(directory, path.is_file(), f"{name} is missing", _COPY_IT)
   try:
     return parse(path.read_bytes())
-  except Exception:  # Of many kinds, from JSON and NumPy.
+  except Exception:  # JSON and NumPy raise many kinds.
     _check(directory, False, f"{name} is damaged", _COPY_IT)
 
 
 def _parse_header(data: bytes) -> dict[str, Any]:
   header = json.loads(data)
   numbers = [header["format"]]
-  if header["format"] == FORMAT:  # What another holds is not known.
+  if header["format"] == FORMAT:  # The content of another is unknown.
     numbers += [header["frame_hop"], header["clusters"]]
     for about in header["splits"].values():
       numbers += [about[key] for key in ("frames", "crc32", "records_crc32")]
@@ -281,5 +281,5 @@ def blocks(path: Path) -> Iterator[np.ndarray]:
 
 
 def are_valid(labels: np.ndarray, clusters: int) -> bool:
-  """Whether all of uint16 [N] are below `clusters`, or NO_LABEL."""
+  """Tells whether all of uint16 [N] are below `clusters`, or NO_LABEL."""
   return bool(((labels < clusters) | (labels == NO_LABEL)).all())

@@ -23,7 +23,7 @@ from ssl_jax.files import claim, write_atomically
 
 _SHARD_SECONDS = 1800.0  # 58 MB; what a kill may undo, on each core.
 _MAKES = ("dataset.json", "shards", "skipped.jsonl")
-UNPACKED = ".unpacked-by-ssl_jax-"  # How folders of archives begin.
+UNPACKED = ".unpacked-by-ssl_jax-"  # Prefix of archives' folders.
 
 
 class Item(NamedTuple):
@@ -138,7 +138,7 @@ def verify(folder: Path) -> dict[str, str]:
 def _plan(
   source: Source, min_seconds: float, max_seconds: float, pack_seconds: float
 ) -> tuple[list[Item], list[dict[str, str]]]:
-  """The records to be made, and what is left out already."""
+  """Returns the records to be made, and what is left out already."""
   items = []
   skipped = [{"id": clip, "reason": why} for clip, why in source.skipped]
   for i, (clip, length) in enumerate(zip(source.ids, source.num_samples)):
@@ -160,13 +160,13 @@ def _plan(
 
 
 def _cut(item: Item, longest: int) -> list[Item]:
-  """A clip as windows of equal lengths, none longer than `longest`."""
+  """Cuts a clip into windows of equal lengths, none longer than `longest`."""
   ((clip, _, length),) = item.parts
   count = -(-length // longest) if longest else 1
   if count == 1:
     return [item]
   edges = [length * i // count for i in range(count + 1)]
-  # What is said when is not known: texts belong to no window.
+  # Times of words are unknown, so a text belongs to no window.
   known = {k: v for k, v in item.about.items() if k in ("speaker", "language")}
   return [
     Item(
@@ -178,10 +178,10 @@ def _cut(item: Item, longest: int) -> list[Item]:
 
 
 def _pack(items: list[Item], longest: int) -> list[Item]:
-  """Items of one speaker in a row, joined while they are short enough."""
+  """Joins items of one speaker, in a row, while they are short enough."""
   packed: list[Item] = []
   lengths: list[int] = []
-  places: dict[Any, int] = {}  # Of the record that a speaker's clips go to.
+  places: dict[Any, int] = {}  # The record that a speaker's clips go to.
   for item in items:
     speaker = item.about.get("speaker")
     length = sum(part[2] for part in item.parts)
@@ -198,7 +198,7 @@ def _pack(items: list[Item], longest: int) -> list[Item]:
 
 
 def _join(one: Item, other: Item) -> Item:
-  """One after the other; known of both is what is the same, and the texts."""
+  """Joins two items; their common metadata are kept, and both texts."""
   about = {
     key: value
     for key, value in one.about.items()
@@ -214,7 +214,7 @@ def _join(one: Item, other: Item) -> Item:
 
 
 def _share_out(items: list[Item]) -> list[list[Item]]:
-  """Shards of about equal lengths, in the order of the items."""
+  """Returns shards of about equal lengths, in the order of the items."""
   ends = np.cumsum([_seconds([item]) for item in items])
   count = max(1, round(ends[-1] / _SHARD_SECONDS))
   bounds = np.searchsorted(ends, np.linspace(0, ends[-1], count + 1)[1:-1])
@@ -236,7 +236,7 @@ def _identity(items: list[Item]) -> str:
 
 
 def _part(source: Source, items: list[Item]) -> tuple[Source, list[Item]]:
-  """What a worker needs: the clips of its items alone."""
+  """Selects the clips of a worker's items alone."""
   clips = sorted({clip for item in items for clip, _, _ in item.parts})
   places = {clip: i for i, clip in enumerate(clips)}
   items = [

@@ -1,7 +1,8 @@
-"""What data is waited for: workers that may be lost, disks that may be gone."""
+"""Waits for data: workers that may be lost, disks that may be gone."""
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -9,31 +10,59 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from ssl_jax.errors import UserError
 
-timeout_s = 300.0  # Of `waiting`, set by who has a flag for it,
-flag = ""  # which is this one.
-goes_on = "the same command goes on"
-_TICKS = 20  # In `timeout_s`.
+_TICKS = 20  # Ticks in `Patience.timeout_s`.
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+  """How long this process waits for data, and what it says after that.
+
+  Attributes:
+    timeout_s: seconds that `waiting` waits.
+    flag: that set them, as "--process_timeout="; "": none.
+    remedy: how to go on, once the process has ended.
+  """
+
+  timeout_s: float = 300.0
+  flag: str = ""
+  remedy: str = "the same command goes on"
+
+
+_patience = Patience()
+
+
+def patience() -> Patience:
+  """Returns the patience of this process."""
+  return _patience
+
+
+def set_patience(**changes: Any) -> Patience:
+  """Changes fields of this process's `Patience`; returns the one before."""
+  global _patience
+  before, _patience = _patience, dataclasses.replace(_patience, **changes)
+  return before
 
 
 @contextlib.contextmanager
-def waiting(said: str, patience: float = 1) -> Iterator[Callable[..., None]]:
-  """Ends this process if the block takes `timeout_s`.
+def waiting(problem: str, times: float = 1) -> Iterator[Callable[..., None]]:
+  """Ends this process if the block takes `Patience.timeout_s`.
 
   It cannot fail instead: a read that never returns cannot be left, and the
   interpreter would wait for its thread.
 
   Args:
-    said: what is wrong then.
-    patience: in `timeout_s`.
+    problem: that there is then.
+    times: the timeout, this process waits.
 
   Yields:
-    What to call when something has moved: the time counts from there, or not
-    at all if it is given infinity.
+    A function to call when something has moved: the time counts from there, or
+    not at all if it is given infinity.
   """
-  most = round(patience * _TICKS)
+  most = round(times * _TICKS)
   now, end = 0, float(most)
   over = threading.Event()
 
@@ -44,11 +73,12 @@ def waiting(said: str, patience: float = 1) -> Iterator[Callable[..., None]]:
   def watch() -> None:
     # In ticks: while this process itself is stopped, no time passes.
     nonlocal now
-    while not over.wait(timeout_s / _TICKS):
+    while not over.wait(_patience.timeout_s / _TICKS):
       now += 1
       if now >= end:
+        waited = f"{_patience.flag}{_patience.timeout_s:g} s"
         give_up(
-          f"nothing has moved for {flag}{timeout_s:g} s: {said}; {goes_on}"
+          f"nothing has moved for {waited}: {problem}; {_patience.remedy}"
         )
 
   threading.Thread(target=watch, daemon=True).start()
@@ -63,24 +93,24 @@ def give_up(message: str) -> None:
   print(f"error: {message}", file=sys.stderr, flush=True)
   for worker in multiprocessing.active_children():
     worker.kill()  # One that is stopped does nothing by itself.
-  # Not sys.exit, which would wait for what never comes.
+  # sys.exit would wait for threads that never end.
   os._exit(1)
 
 
 class Lost(UserError):
-  """What read the data is no longer there; others may be waiting for it."""
+  """A process that read data is gone; others may be waiting for it."""
 
 
 def lost(what: str) -> Lost:
-  """The error of a worker that did not end by itself."""
+  """Returns the error of a worker that did not end by itself."""
   return Lost(
-    f"{what} was lost, killed perhaps for want of memory; {goes_on}, and needs "
-    "less with fewer workers"
+    f"{what} was lost, killed perhaps for want of memory; {_patience.remedy}, "
+    "and needs less with fewer workers"
   )
 
 
 def end_with_parent() -> None:
-  """To be called in a worker: else it would outlive a killed parent.
+  """Has this worker end with its parent, even one that is killed.
 
   Ctrl-C, which all processes get, is left to the parent.
   """
@@ -95,7 +125,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-  """Processes that work for this one; an error ends them at once.
+  """Starts processes that work for this one; an error ends them at once.
 
   Raises:
     UserError: one was lost.

@@ -50,7 +50,7 @@ def join(
   Raises:
     UserError: the others did not come.
   """
-  workers.timeout_s, workers.flag = timeout_s, "--process_timeout="
+  workers.set_patience(timeout_s=timeout_s, flag="--process_timeout=")
   if coordinator is None and not _is_one_of_many():
     return
   said = (
@@ -150,14 +150,14 @@ def lost_processes(hint: str) -> Iterator[None]:
   first, as compiling takes its time, a thread of each answers the others'.
   """
   global _moved
-  before, workers.goes_on = workers.goes_on, hint
+  before = workers.set_patience(remedy=hint)
   try:
     if not many():
       yield
       return
     # A little more than data is given, which has more to say.
     said = "a process of the run is lost or stuck"
-    with workers.waiting(said, patience=1.1) as moved:
+    with workers.waiting(said, times=1.1) as moved:
       begun = threading.Event()
 
       def _moved() -> None:
@@ -184,7 +184,7 @@ def lost_processes(hint: str) -> Iterator[None]:
       traceback.print_exc()
     workers.give_up(said)
   finally:
-    workers.goes_on = before
+    workers.set_patience(remedy=before.remedy)
 
 
 def _answer(
@@ -193,10 +193,10 @@ def _answer(
   """Meets the other processes' threads again and again until `begun`."""
   for turn in itertools.count():
     try:
-      _meet_at(f"run {run} answer {turn}", 2 * workers.timeout_s)
+      _meet_at(f"run {run} answer {turn}", 2 * workers.patience().timeout_s)
     except jax.errors.JaxRuntimeError:
       return  # Where it is not that another has begun, no `moved` comes.
-    if begun.wait(workers.timeout_s / 10):
+    if begun.wait(workers.patience().timeout_s / 10):
       return
     moved()
 

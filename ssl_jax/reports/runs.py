@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as config_lib
 from ssl_jax import reading
 from ssl_jax.config import SIZES
+from ssl_jax.data import sources
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.knobs import ROLES, flatten
@@ -228,13 +229,8 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
       (float(f), x["loss"], _share(x, main)) for f, x in zip(spent, valid)
     ),
   )
-  corpus = str(_key(config, "data.source", ""))
-  if corpus == "tfds":
-    corpus = str(_key(config, "data.name", ""))
-  elif corpus == "mixture":
-    corpus = str(_key(config, "data.dir", ""))
-  elif corpus != "embedded":
-    corpus = Path(str(_key(config, "data.dir", ""))).name
+  data = {name: knob.default for name, knob in sources.knobs().items()}
+  corpus = sources.corpus_name(ConfigDict(data | _key(config, "data", {})))
   labels = ""
   if objective == "hubert":
     labels = _key(config, "hubert.labels", "mfcc")

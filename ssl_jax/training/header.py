@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
 from ssl_jax.data.batch_plan import BatchPlan
+from ssl_jax.data.sources import corpus_name
 from ssl_jax.optimizers import make_schedule
 from ssl_jax.optimizers.schedule import warmup_updates
 
@@ -51,14 +52,11 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
   shapes = ", ".join(
     f"{rows} x {s / SAMPLE_RATE:g} s" for rows, s in header["shapes"]
   )
-  data = config.data
-  named = {"embedded": "embedded corpus", "tfds": data.name}
-  source = named.get(data.source, data.dir)
   rows = {
     "model": f"{config.objective.name}, {config.frontend.name} frontend, "
     f"{config.encoder.num_layers} x {config.encoder.hidden_size}, "
     f"{readable(header['params'])} parameters",
-    "data": f"{source}, {header['hours']:.3g} h",
+    "data": f"{corpus_name(config.data)} corpus, {header['hours']:.3g} h",
     "batch": f"{header['seconds_per_update']:.4g} s of audio an update "
     f"({header['fill']:.0%} of the padded {shapes})",
     "length": f"{header['updates']:,} updates, {header['epochs']:.4g} epochs",

@@ -52,9 +52,10 @@ from ssl_jax.data.sources.source import AudioFiles
 import numpy as np, signal
 if __name__ == "__main__":
   paths = sorted(map(str, Path(sys.argv[1]).iterdir()))
-  timeout_s = workers.timeout_s = float(sys.argv[3])
+  timeout_s = float(sys.argv[3])
+  workers.set_patience(timeout_s=timeout_s)
   lengths = np.array(folder.probe_all(paths))
-  workers.timeout_s = 40.0  # Until all is started.
+  workers.set_patience(timeout_s=40.0)  # Until all is started.
   source = AudioFiles(paths, paths, lengths, [{}] * len(paths), [])
   planned = batch_plan.BatchPlan(lengths, [8000, 16000], 4.0, seed=0)
   signal.signal(signal.SIGTERM, lambda *_: None)
@@ -63,7 +64,7 @@ if __name__ == "__main__":
     num_threads=2, num_workers=int(sys.argv[2]), prefetch=2,
   )):
     if i == 6:
-      workers.timeout_s = timeout_s
+      workers.set_patience(timeout_s=timeout_s)
     print(len(batch["length"]), flush=True)
     time.sleep(0.02)
 """

@@ -21,8 +21,8 @@ _TOLERANCE_SECONDS = 0.1
 # agree to rounding.
 _MARGIN = 512
 
-# Of what anybody records: others are of damaged headers, and would be resampled
-# at any cost.
+# Rates that anybody records at, Hz: others are of damaged headers, and would be
+# resampled at any cost.
 RATES = (1_000, 1_000_000)
 
 # Values decoded at a time: headers may promise any number.
@@ -115,7 +115,7 @@ def change_speed(audio: np.ndarray, speed: float) -> np.ndarray:
 
 
 def length_at_16k(frames: int, rate: int) -> int:
-  """How many samples soxr makes of `frames`: the nearest, halves up."""
+  """Returns the samples that soxr makes of `frames`: the nearest, halves up."""
   return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
 
 
@@ -169,7 +169,7 @@ def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
   except soundfile.SoundFileError as error:
     reason = getattr(error, "error_string", "").rstrip(".")
     if not path or (not content and _is_empty(name)):
-      reason = "empty file"  # Of an empty MP3, libsndfile says "no such file".
+      reason = "empty file"  # libsndfile calls an empty MP3 "no such file".
     raise DamagedAudio(reason or "cannot be decoded") from error
 
 

@@ -14,7 +14,7 @@ _CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
 
 
 def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
-  """The clips of a split; splits share speakers, not clips.
+  """Opens a split; splits share speakers, not clips.
 
   Args:
     config: `config.data`; `min_seconds` is read.
@@ -35,3 +35,11 @@ def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
     metadata=clips,
     min_seconds=config.min_seconds,
   )
+
+
+KIND = source.SourceKind(
+  open_split,
+  "the packaged clips",
+  where="",
+  corpus_name=lambda _: "embedded",
+)

@@ -22,14 +22,15 @@ EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats()} - {
   ".raw"
 } | {".mp3", ".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
 
-_THREADS = 16  # Of the header scan, which waits for the disk.
+_THREADS = 16  # Threads of the header scan, which waits for the disk.
 
 
 def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
-  """Train: all of `dir` but what is held out; valid: that, or `valid_dir`.
+  """Opens train, all of `dir` less what is held out, or valid, the rest.
 
-  Held-out clips are those whose ids hash lowest: the same on every machine, and
-  hardly changed by adding files. A speaker may be in both.
+  With a `valid_dir`, that is valid and nothing is held out. Held-out clips are
+  those whose ids hash lowest: the same on every machine, and hardly changed by
+  adding files. A speaker may be in both.
 
   Args:
     config: `config.data`; `dir`, `valid_dir`, `valid_fraction` and
@@ -53,7 +54,7 @@ def open_split(config: ConfigDict, split: str) -> source.AudioFiles:
 
 
 def list_files(name: str, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Ids and paths of the audio files under `root`, sorted by id.
+  """Returns ids and paths of the audio files under `root`, sorted by id.
 
   `name` is the folder's, as the user gave it.
 
@@ -65,7 +66,7 @@ def list_files(name: str, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
   if not os.path.isdir(root):
     problem = "is not a folder" if os.path.exists(root) else "does not exist"
     raise UserError(f"{name} {problem}: give a folder of audio files")
-  found, seen = {}, set()
+  paths, seen = {}, set()
 
   def warn(error: OSError) -> None:
     logging.getLogger("ssl_jax").warning("%s: left out: %s", name, error)
@@ -83,15 +84,15 @@ def list_files(name: str, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
       extension = os.path.splitext(file)[1].lower()
       if extension in EXTENSIONS and not file.startswith("."):
         path = os.path.join(folder, file)
-        found[_printable(path[len(root) :].lstrip(os.sep))] = path
-  if not found:
+        paths[_printable(path[len(root) :].lstrip(os.sep))] = path
+  if not paths:
     some = "wav, flac, ogg, mp3 ..."
     raise UserError(f"{name}: no audio files ({some}) in it or below")
-  return tuple(zip(*sorted(found.items())))
+  return tuple(zip(*sorted(paths.items())))
 
 
 def _printable(path: str) -> str:
-  """`path` with `/` between folders and other than UTF-8 escaped (`\\xff`)."""
+  """Returns `path` with `/` between folders; not UTF-8 is escaped (`\\xff`)."""
   path = os.fsencode(path.replace(os.sep, "/"))
   return path.decode("utf-8", "backslashreplace")
 
@@ -108,7 +109,7 @@ def _scan(
 
 
 def probe_all(paths: Sequence[str]) -> list[int | str]:
-  """Lengths of files in samples at 16 kHz, or why one cannot be used."""
+  """Returns files' lengths, samples at 16 kHz, or why one cannot be used."""
   lengths = []
   with (
     workers.waiting("headers of audio cannot be read; is the disk there?") as (
@@ -122,7 +123,7 @@ def probe_all(paths: Sequence[str]) -> list[int | str]:
       total=len(paths),
       unit="file",
       delay=1,  # Seconds before it shows.
-      disable=None,  # Where stderr is no terminal.
+      disable=None,  # It is off where stderr is no terminal.
     ):
       lengths.append(length)
       moved()
@@ -134,3 +135,8 @@ def _probe(path: str) -> int | str:
     return audio.probe(path)
   except audio.DamagedAudio as damage:
     return str(damage)
+
+
+KIND = source.SourceKind(
+  open_split, "a tree of wav, flac, ogg and mp3 files of any rate"
+)

@@ -1,4 +1,4 @@
-"""What a corpus holds: clips of a folder, a manifest, or an archive."""
+"""Clips of a folder, a manifest, or an archive."""
 
 import csv
 import logging
@@ -7,7 +7,7 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -17,22 +17,22 @@ from ml_collections import ConfigDict
 from ssl_jax import reading
 from ssl_jax.data.sources import source
 from ssl_jax.data.sources.folder import list_files, probe_all
-from ssl_jax.data.sources.source import AudioFiles
-from ssl_jax.errors import UserError
+from ssl_jax.data.sources.source import SPLIT_KEY, AudioFiles, SourceKind
+from ssl_jax.errors import UserError, one_line
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MANIFESTS = (".jsonl", ".csv", ".tsv")
 
 _FILE = ("file", "path", "audio_filepath", "audio")  # Keys of a clip's file.
 _DEEPEST = 100  # Folders in an archive.
-# What is said of a file, or by a prepared corpus, is read from it.
+# Facts of a file, or of a prepared corpus, which are read from itself.
 _NOT_KEPT = (None, *_FILE, "id", "num_samples", "crc32", "duration_s", "packed")
 # LibriSpeech's and its kin's: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac
 _LIBRISPEECH = re.compile(r"(?:^|/)(\w+)/(\w+)/\1[-_]\2[-_][^/]*$")
 
 
 class Clip(NamedTuple):
-  """A clip to be read: its name, its file, and what is known of it."""
+  """A clip to be read: its name, its file, and its metadata."""
 
   id: str
   path: str
@@ -40,7 +40,7 @@ class Clip(NamedTuple):
 
 
 def open_split(config: ConfigDict, split: str) -> AudioFiles:
-  """The clips that the manifest `dir` has in a split; valid: or `valid_dir`.
+  """Opens the clips that the manifest `dir`, or `valid_dir`, has in a split.
 
   Args:
     config: `config.data`; `dir`, `valid_dir`, `split_key`, `valid_fraction`
@@ -73,12 +73,12 @@ def open_split(config: ConfigDict, split: str) -> AudioFiles:
 
 
 def find_clips(path: Path, name: str = "") -> list[Clip]:
-  """The clips of a folder tree or a manifest, in the order of their ids.
+  """Finds the clips of a folder tree or a manifest, in the order of their ids.
 
   A folder laid out as LibriSpeech is gives speakers and, from its .trans.txt
   files, texts. A manifest is JSON lines, CSV with a header, or fairseq's .tsv
-  (a root, then file and samples a line); files are relative to its folder. What
-  else its lines have becomes the clips' metadata.
+  (a root, then file and samples a line); files are relative to its folder. All
+  else in its lines becomes the clips' metadata.
 
   Args:
     path: of the folder or manifest.
@@ -88,7 +88,7 @@ def find_clips(path: Path, name: str = "") -> list[Clip]:
     UserError: there is no such thing, it cannot be read, or ids are not unique.
   """
   name = name or f"--input={path}"
-  if os.path.isdir(path):  # Of Path's own, a long name is an error.
+  if os.path.isdir(path):  # Path.is_dir fails for a long name.
     clips = _of_folder(name, path)
   elif not os.path.isfile(path):
     raise UserError(f"{name} does not exist")
@@ -109,7 +109,7 @@ def find_clips(path: Path, name: str = "") -> list[Clip]:
 
 
 def open_clips(clips: list[Clip]) -> AudioFiles:
-  """A `Source` of clips, their lengths read from their files' headers."""
+  """Opens clips, their lengths read from their files' headers."""
   lengths = probe_all([clip.path for clip in clips])
   good = [i for i, length in enumerate(lengths) if isinstance(length, int)]
   return AudioFiles(
@@ -128,40 +128,42 @@ def open_clips(clips: list[Clip]) -> AudioFiles:
 def unpack(archive: Path, folder: Path) -> None:
   """Unpacks the files of a tar or zip into a new folder.
 
+  Links stay links, within the folder.
+
   Raises:
-    UserError: it cannot be read, or a member would land elsewhere.
+    UserError: it cannot be read, a member would land elsewhere, or there is no
+      room for it.
   """
   try:
     if archive.suffix.lower() == ".zip":
       with zipfile.ZipFile(archive) as file:
         members = [m for m in file.infolist() if not m.is_dir()]
-        _extract(
-          [
-            (m.filename, m.file_size, lambda m=m: file.open(m)) for m in members
-          ],
-          archive,
-          folder,
-        )
+        _check_names(archive, [(m.filename, False) for m in members])
+        _check_room(archive, folder, sum(m.file_size for m in members))
+        file.extractall(folder, members)
     else:
       with tarfile.open(archive) as file:
-        _extract(
-          [
-            (m.name, m.size, lambda m=m: file.extractfile(m))
-            for m in _members(file)
-            if not m.isdir()  # Of a link, the content of what it names.
-          ],
-          archive,
-          folder,
-        )
+        members = [m for m in _members(file) if not m.isdir()]
+        links = [m.islnk() or m.issym() for m in members]
+        names = [m.name for m in members]
+        _check_names(archive, zip(names, links))
+        _check_room(archive, folder, sum(m.size for m in members))
+        files = [m for m, link in zip(members, links) if link or m.isfile()]
+        file.extractall(folder, files, filter="data")
+      _report_lost(
+        archive, [name for name in names if not os.path.exists(folder / name)]
+      )
   except UserError:
     raise
-  except Exception as error:  # Of many kinds: passwords, tears, odd headers.
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    raise UserError(f"--input={archive} cannot be unpacked ({said})") from error
+  except Exception as error:  # Passwords, tears and odd headers raise many.
+    message = one_line(error) or type(error).__name__
+    raise UserError(
+      f"--input={archive} cannot be unpacked ({message})"
+    ) from error
 
 
 def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-  """All; some sizes would have `tarfile` go back, and round and round."""
+  """Yields all; sizes by which `tarfile` would go back and never end raise."""
   end = -1
   for member in file:
     if member.size < 0 or file.offset <= end:
@@ -171,7 +173,7 @@ def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def root_of(unpacked: Path) -> Path:
-  """The manifest at the top of what was unpacked, else the folder."""
+  """Returns the manifest at the top of an unpacked folder, or the folder."""
   inside = sorted(
     path
     for path in unpacked.iterdir()
@@ -184,61 +186,52 @@ def root_of(unpacked: Path) -> Path:
 
 
 def is_archive(path: Path) -> bool:
-  """By its name."""
+  """Tells by its name whether a file is an archive."""
   return os.path.isfile(path) and path.name.lower().endswith(ARCHIVES)
 
 
-def _extract(
-  members: list[tuple[str, int, Callable[[], IO[bytes] | None]]],
-  archive: Path,
-  folder: Path,
-) -> None:
-  """Writes members (name, declared size, its content if it is a file)."""
-  for name, _, _ in members:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
+def _check_names(archive: Path, members: Iterable[tuple[str, bool]]) -> None:
+  """Refuses an archive that would write out of its folder.
+
+  Args:
+    archive: to be unpacked.
+    members: name of each, and whether it is a link, in their order.
+  """
+  links: set[PurePosixPath] = set()
+  for name, is_link in members:
+    path = PurePosixPath(name.replace("\\", "/"))
+    parts = path.parts
     if (
-      not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0]
+      not parts
+      or ".." in parts
+      or parts[0].startswith("/")
+      or ":" in parts[0]
+      or links & {path, *path.parents}
     ):
       raise UserError(
         f"--input={archive}: member {name[:200]!r} would be written outside of "
-        "the folder; unpack it yourself if you trust it"
+        "the folder, or through a link; unpack it yourself if you trust it"
       )
     if len(parts) > _DEEPEST:
       raise UserError(
         f"--input={archive}: member {name[:80]!r} ... is in {len(parts)} "
         "folders; unpack it yourself if you trust it"
       )
+    if is_link:
+      links.add(path)
+
+
+def _check_room(archive: Path, folder: Path, size: int) -> None:
+  """Makes the folder, and checks that so many bytes fit there."""
   folder.mkdir(parents=True, exist_ok=True)
-  needed, written, lost = sum(size for _, size, _ in members), 0, []
-  room = shutil.disk_usage(folder).free
+  if size > (room := shutil.disk_usage(folder).free):
+    raise UserError(
+      f"--input={archive} unpacks to {size / 1e9:.3g} GB, and {folder.parent} "
+      f"has {room / 1e9:.3g} GB free: make room, or unpack it elsewhere"
+    )
 
-  def check_room(size: int) -> None:
-    if size > room:
-      raise UserError(
-        f"--input={archive} unpacks to {size / 1e9:.3g} GB or more, and "
-        f"{folder.parent} has {room / 1e9:.3g} GB free: make room, or unpack "
-        "it elsewhere"
-      )
 
-  check_room(needed)
-  for name, _, open_member in members:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      content = open_member()
-    except (
-      KeyError,
-      RecursionError,
-    ):  # A link to what is not there, or itself.
-      content = None
-    if content is None:
-      lost.append(name)
-      continue
-    with content, path.open("wb") as target:
-      while block := content.read(1 << 20):
-        written += len(block)
-        check_room(written)  # Links, which are of no size, are copies here.
-        target.write(block)
+def _report_lost(archive: Path, lost: Sequence[str]) -> None:
   if lost:
     logging.getLogger("ssl_jax").warning(
       "--input=%s: left out %d members that are no files, as %r",
@@ -259,8 +252,8 @@ def _of_folder(name: str, root: Path) -> list[Clip]:
   clips = []
   for clip, path in zip(ids, paths):
     metadata = {}
-    if found := _LIBRISPEECH.search(clip):
-      metadata["speaker"] = found[1]
+    if match := _LIBRISPEECH.search(clip):
+      metadata["speaker"] = match[1]
     if text := texts.get(os.path.splitext(path)[0]):
       metadata["text"] = text
     clips.append(Clip(clip, path, metadata))
@@ -295,8 +288,7 @@ def _of_manifest(name: str, path: Path) -> Iterator[Clip]:
         clip = clip.encode("utf-8", "backslashreplace").decode()
         yield Clip(clip, str(path.parent / root / audio), metadata)
   except (OSError, ValueError, csv.Error) as error:
-    said = " ".join(str(error).split())[:200]
-    raise UserError(f"{name} cannot be read ({said})") from error
+    raise UserError(f"{name} cannot be read ({one_line(error)})") from error
 
 
 def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -319,3 +311,7 @@ def _read_tsv(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 _READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
+
+KIND = SourceKind(
+  open_split, "files that a .jsonl, .csv or .tsv names", SPLIT_KEY
+)

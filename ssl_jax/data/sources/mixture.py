@@ -1,28 +1,18 @@
 """Several corpora as one, each drawn as often as asked."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.data.sources.source import Source
+from ssl_jax.data.sources.source import Source, SourceKind
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 
-Open = Callable[[ConfigDict, str], Source]
-
-# Of a part: the key that says where it is.
-_WHERE = {
-  "folder": "dir",
-  "manifest": "dir",
-  "records": "dir",
-  "tfds": "name",
-  "embedded": "",
-}
-
-_MOST = 1e9  # A weight.
+_MOST = 1e9  # The largest weight.
 
 
 class Mixture:
@@ -38,7 +28,7 @@ class Mixture:
     weights: tuple[float, ...],
     longest: int,
   ):
-    """Of whole corpora.
+    """Mixes whole corpora.
 
     Args:
       names: [C], all different.
@@ -91,41 +81,41 @@ class Mixture:
     return Mixture(self._names, parts, self._weights, self._longest)
 
 
-def open_split(
-  config: ConfigDict, split: str, sources: dict[str, Open]
-) -> Mixture:
-  """The corpora of `dir`: "records:ls960,folder:/my/audio,tfds:fleurs".
+def open_split(config: ConfigDict, split: str) -> Mixture:
+  """Opens the corpora of `dir`: "records:ls960,folder:/my/audio,tfds:fleurs".
 
   Args:
     config: `config.data`; `dir`, `valid_dir`, `weights`, `bucket_seconds` and
       what the corpora read.
     split: each corpus' own, or the corpora of `valid_dir`.
-    sources: what a corpus may be.
 
   Raises:
     UserError: what is not SOURCE:WHERE; as many weights as corpora are not
       given, or one is not above 0; what a corpus refuses.
   """
+  # Imported late: the table has this source, too.
+  from ssl_jax.data.sources import SOURCES
+
+  kinds = {name: kind for name, kind in SOURCES.items() if kind is not KIND}
   other = config.valid_dir and split == "valid"
   key = "valid_dir" if other else "dir"
-  said = f"--config.data.{key}={config[key]!r}"
+  given = f"--config.data.{key}={config[key]!r}"
   names, parts = [], []
-  for entry in filter(None, re.split(r"\s*,\s*", config[key].strip())):
-    kind, _, where = entry.partition(":")
-    if kind not in _WHERE or bool(where) != bool(_WHERE[kind]):
+  for entry, kind, where in _entries(config[key]):
+    if kind not in kinds or bool(where) != bool(kinds[kind].where):
       raise UserError(
-        f"{said}: {entry!r} is no SOURCE:WHERE with one of "
-        f"{', '.join(_WHERE)}, as in records:ls960,tfds:librispeech,embedded"
+        f"{given}: {entry!r} is no SOURCE:WHERE with one of "
+        f"{', '.join(kinds)}, as in records:ls960,tfds:librispeech,embedded"
       )
     part = config.copy_and_resolve_references()
     part.source, part.dir, part.valid_dir = kind, "", ""
     part.train_split = part.valid_split = ""
     if where:
-      part[_WHERE[kind]] = where
+      part[kinds[kind].where] = where
     if config.valid_dir:  # Then nothing is held out of any.
-      part.valid_dir = where if other and _WHERE[kind] == "dir" else "-"
+      part.valid_dir = where if other and kinds[kind].where == "dir" else "-"
       part.valid_split = "" if other else "-"
-    parts.append(sources[kind](part, split))
+    parts.append(kinds[kind].open_split(part, split))
     name = PurePath(where).name or kind
     while name in names:
       name += f".{len(names)}"
@@ -133,7 +123,7 @@ def open_split(
   weights = tuple(config.weights)
   if not parts or (weights and len(weights) != len(parts)):
     raise UserError(
-      f"{said}: {len(parts)} corpora, and {len(weights)} weights in "
+      f"{given}: {len(parts)} corpora, and {len(weights)} weights in "
       f"--config.data.weights={weights!r}"
     )
   if not all(0 < weight <= _MOST for weight in weights):
@@ -145,3 +135,30 @@ def open_split(
     weights = ()
   longest = round(config.bucket_seconds[-1] * SAMPLE_RATE)
   return Mixture(names, parts, weights, longest)
+
+
+def _entries(corpora: str) -> Iterator[tuple[str, str, str]]:
+  """Yields (SOURCE:WHERE, SOURCE, WHERE) of each of several corpora."""
+  for entry in filter(None, re.split(r"\s*,\s*", corpora.strip())):
+    source, _, where = entry.partition(":")
+    yield entry, source, where
+
+
+def _corpus_name(config: ConfigDict) -> str:
+  return "+".join(
+    PurePath(where).name or source for _, source, where in _entries(config.dir)
+  )
+
+
+KIND = SourceKind(
+  open_split,
+  "several, as `records:ls960,folder:/my/audio`",
+  {
+    "weights": Knob(
+      (),
+      "mixture: each part's share of the audio; (): all clips alike.",
+      role="data",
+    ),
+  },
+  corpus_name=_corpus_name,
+)

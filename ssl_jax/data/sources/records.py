@@ -30,7 +30,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
 FORMAT = 1
-# What a write can fail of; else it is told as an error of the disk.
+# Errors that a write may meet; any other is reported as one of the disk.
 _FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _OPTIONS = "group_size:1,uncompressed"  # Any clip is one short read.
 
@@ -45,7 +45,7 @@ class Records:
     shards: np.ndarray,
     places: np.ndarray,
   ):
-    """Of some clips of a folder.
+    """Holds some clips of a folder.
 
     Args:
       files: of the corpus.
@@ -92,7 +92,7 @@ class Records:
 
 
 def open_split(config: ConfigDict, split: str) -> Records:
-  """Train: all of `dir` but what is held out; valid: that, or `valid_dir`.
+  """Opens a split: clips of `dir`, or for valid those of `valid_dir`.
 
   Args:
     config: `config.data`; `dir`, `valid_dir`, `split_key`,
@@ -127,7 +127,7 @@ def open_split(config: ConfigDict, split: str) -> Records:
 
 
 def open_records(name: str, folder: Path) -> Records:
-  """All clips of a prepared corpus.
+  """Opens all clips of a prepared corpus.
 
   Args:
     name: of the folder, as the user gave it.
@@ -161,10 +161,10 @@ def open_records(name: str, folder: Path) -> Records:
 
 
 def read_header(name: str, folder: Path) -> dict[str, Any]:
-  """What is in dataset.json.
+  """Reads dataset.json.
 
   Raises:
-    UserError: it is missing, or not of this version.
+    UserError: it is missing, or of another version.
   """
   path = folder / "dataset.json"
   if not os.path.exists(path):
@@ -193,7 +193,7 @@ def read_header(name: str, folder: Path) -> dict[str, Any]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-  """What is known of a clip.
+  """Parses a line of a shard: everything known of a clip.
 
   Raises:
     ValueError: it is no line of a shard.
@@ -225,7 +225,7 @@ def write_shard(
   """
   path = _shard(folder, shard, "records")
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Of this process: what a killed one left running may still write its own.
+  # Each process has its own: one that a kill left running may still write.
   part = path.with_suffix(f".{os.getpid()}.part")
   lines = []
   try:
@@ -239,21 +239,26 @@ def write_shard(
   except RuntimeError as error:  # The system's words are in ArrayRecord's.
     code = next((n for n in _FAULTS if os.strerror(n) in str(error)), errno.EIO)
     raise OSError(code, os.strerror(code), str(path)) from error
-  with part.open("rb") as file:  # Else a power failure might leave it empty.
+  with part.open("rb") as file:  # A power failure might leave it empty.
     os.fsync(file.fileno())
   part.replace(path)
   write_atomically(_shard(folder, shard, "jsonl"), "".join(lines))
 
 
 def is_written(folder: Path, shard: int) -> bool:
-  """Whether a shard is whole."""
+  """Tells whether a shard is whole."""
   return _shard(folder, shard, "jsonl").exists()
 
 
 def shard_lines(folder: Path, shard: int) -> bytes:
-  """The lines of a whole shard."""
+  """Returns the lines of a whole shard."""
   return reading.read_bytes(_shard(folder, shard, "jsonl"))
 
 
 def _shard(folder: Path, shard: int, kind: str) -> Path:
   return folder / "shards" / f"{shard:05}.{kind}"
+
+
+KIND = source.SourceKind(
+  open_split, "what ssl_jax.prepare wrote", source.SPLIT_KEY
+)

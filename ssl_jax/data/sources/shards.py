@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ssl_jax.data.sources.audio import DamagedAudio
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 
 
 @functools.cache
 def _most_open() -> int:
-  """Of each `Shards`; a process may open more files for the asking."""
+  """Returns how many files a `Shards` may hold open; raises the limit."""
   _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
   most = min(most if most > 0 else 1 << 16, 1 << 16)
   resource.setrlimit(
@@ -36,21 +36,21 @@ class Shards:
     return Shards, (self._paths,)
 
   def count(self, shard: int) -> int:
-    """How many records file `shard` has.
+    """Returns the count of records of file `shard`.
 
     Raises:
       DamagedAudio: it cannot be read.
     """
-    with self._told(shard):
+    with self._explained(shard):
       return self._reader(shard).num_records()
 
   def read(self, shard: int, place: int) -> bytes:
-    """Record `place` of file `shard`, both from 0.
+    """Returns record `place` of file `shard`, both from 0.
 
     Raises:
       DamagedAudio: it cannot be read.
     """
-    with self._told(shard):
+    with self._explained(shard):
       (record,) = self._reader(shard).read([place])
       return record
 
@@ -60,15 +60,15 @@ class Shards:
     return ArrayRecordReader(path)
 
   @contextlib.contextmanager
-  def _told(self, shard: int) -> Iterator[None]:
+  def _explained(self, shard: int) -> Iterator[None]:
     try:
       yield
     except (RuntimeError, IndexError, ValueError) as error:
-      said = " ".join(str(error).split())[:120]
-      if "Too many open files" in said:
+      message = one_line(error, 120)
+      if "Too many open files" in message:
         raise UserError(
           f"{self._paths[shard]}: too many open files; raise `ulimit -n`"
         ) from error
       raise DamagedAudio(
-        f"cannot be read from shard {shard} ({said})"
+        f"cannot be read from shard {shard} ({message})"
       ) from error

@@ -1,10 +1,10 @@
-"""What a source of audio is, and the one made of files."""
+"""The protocol of a source of audio, an entry of their table, shared knobs."""
 
 import dataclasses
-import difflib
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,39 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources import audio
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
 
 _NAMED = 5  # Skipped clips named in the summary.
+
+# Knobs of `config.data` that all sources share.
+KNOBS = {
+  "dir": Knob(
+    "",
+    "The audio's folder or file. tfds: the folder of datasets; empty: its own "
+    "default. mixture: SOURCE:WHERE, separated by commas.",
+    role="place",
+  ),
+  "valid_dir": Knob(
+    "", "Where the validation audio is; empty: held out of `dir`.", role="place"
+  ),
+  "valid_fraction": Knob(
+    0.01, "Share of the clips that is held out.", role="data", high=0.9
+  ),
+  "min_seconds": Knob(
+    2.0,
+    "Shorter clips are skipped, seconds.",
+    role="data",
+    low=0.025,
+    high=3_600.0,
+  ),
+}
+
+# The knob that `choose_split` reads, for sources whose clips have metadata.
+SPLIT_KEY = {
+  "split_key": Knob(
+    "", "manifest, records: the metadata key of a clip's split.", role="data"
+  )
+}
 
 
 class Source(Protocol):
@@ -38,14 +69,42 @@ class Source(Protocol):
   rates: np.ndarray | None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
-    """Int16 [<=num_samples] of clip `index`, from sample `start`.
+    """Returns int16 [<=num_samples] of clip `index`, from sample `start`.
 
     Raises:
       audio.DamagedAudio: the clip cannot be read.
     """
 
   def select(self, indices: Iterable[int]) -> "Source":
-    """The clips at `indices`, in that order."""
+    """Returns the clips at `indices`, in that order."""
+
+
+def folder_name(config: ConfigDict) -> str:
+  """Returns what most corpora are called: the name of the folder `dir`."""
+  return PurePath(config.dir).name
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+  """An entry of the table of sources (`SOURCES`).
+
+  Attributes:
+    open_split: (config.data, split) -> the split's clips; a UserError names
+      what it cannot use, and the remedy.
+    meaning: for people: what it reads.
+    knobs: of `config.data`, that it has beside the shared ones; sources that
+      have one in common share its declaration.
+    where: the knob that says where a corpus is, "dir" or "name"; "": there is
+      but one corpus.
+    corpus_name: config.data -> what the corpus is called in headers, plans and
+      reports.
+  """
+
+  open_split: Callable[[ConfigDict, str], Source]
+  meaning: str
+  knobs: Mapping[str, Knob] = dataclasses.field(default_factory=dict)
+  where: str = "dir"
+  corpus_name: Callable[[ConfigDict], str] = folder_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +143,7 @@ def keep_usable(
   metadata: Sequence[dict[str, Any]],
   min_seconds: float,
 ) -> AudioFiles:
-  """The clips that can be used, in order; warns once of those that cannot.
+  """Returns the clips that can be used; warns once of those that cannot.
 
   Args:
     name: the source, as the user gave it.
@@ -148,7 +207,7 @@ def report_skipped(
 
 
 def is_whole(config: ConfigDict, split: str) -> bool:
-  """Whether all clips of `dir`, or of `valid_dir`, are of the split."""
+  """Tells whether all clips of `dir`, or of `valid_dir`, are of the split."""
   return bool(config.valid_dir) and (
     split == "valid" or (split == "train" and not config.split_key)
   )
@@ -161,7 +220,7 @@ def choose_split(
   config: ConfigDict,
   split: str,
 ) -> list[int]:
-  """Places of a split's clips: by their metadata, or held out.
+  """Returns the places of a split's clips: by metadata, or held out.
 
   Args:
     name: of the source, as the user gave it.
@@ -192,7 +251,7 @@ def choose_split(
 def hold_out(
   name: str, ids: Sequence[str], fraction: float, split: str
 ) -> list[int]:
-  """Places of the clips of "train" or "valid", in order.
+  """Returns the places of the clips of "train" or "valid", in order.
 
   Held-out clips are those whose ids hash lowest: the same on every machine, and
   hardly changed by adding clips.
@@ -217,17 +276,7 @@ def hold_out(
 
 
 def name_hash(name: str) -> bytes:
-  """16 bytes, the same on every machine."""
+  """Returns 16 bytes, the same on every machine."""
   return hashlib.blake2b(
     name.encode(errors="surrogatepass"), digest_size=16
   ).digest()
-
-
-def check_choice(what: str, given: str, names: Iterable[str]) -> None:
-  """Raises a UserError that says which of `names` was meant by `given`."""
-  names = list(names)
-  if given in names:
-    return
-  close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-  meant = f"did you mean {close[0]!r}? " if close else ""
-  raise UserError(f"unknown {what} {given!r}: {meant}have {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""So many hours of a corpus, the same on every machine.
+"""Subsets: some hours of a corpus, the same on every machine.
 
 A clip's place in the order depends only on ids, lengths and speakers, so 1 h is
 part of 10 h, and every process picks the same.
@@ -11,10 +11,21 @@ import numpy as np
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources.source import Source, name_hash
 from ssl_jax.errors import UserError
+from ssl_jax.knobs import Knob
+
+KNOBS = {
+  "hours": Knob(
+    0.0,
+    "Hours of training audio, balanced over speakers; 0: all. Smaller subsets "
+    "are contained in larger ones.",
+    role="data",
+    high=1e9,
+  ),
+}
 
 
 def take_hours(source: Source, hours: float) -> Source:
-  """The first clips that together last `hours`, in the source's order.
+  """Returns the first clips that together last `hours`, in the source's order.
 
   They are taken from whichever speaker has given least so far, so speakers give
   alike for as long as they have any. A clip without a `speaker` in its metadata

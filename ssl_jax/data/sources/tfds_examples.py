@@ -1,4 +1,4 @@
-"""tf.train.Example messages: their audio, and what is known of it."""
+"""Messages of tf.train.Example: their audio, and facts of it."""
 
 import concurrent.futures
 import errno
@@ -24,8 +24,8 @@ from ssl_jax.files import cache_folder, write_atomically
 
 # Faults of the machine, after which an example may be whole.
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
-_FORMAT = 1  # Of what is kept of a file: another for other `_facts`.
-# What is kept of an example, under the names that datasets have for it.
+_FORMAT = 1  # Version of a cached index; increment when `_facts` changes.
+# Metadata that are kept, and the names that datasets have for them.
 _METADATA = {
   "id": ("id",),
   "speaker": ("speaker_id", "client_id", "speaker"),
@@ -36,7 +36,7 @@ _METADATA = {
 
 
 class Feature(NamedTuple):
-  """Where the audio of an example is.
+  """The place of the audio in an example.
 
   Attributes:
     name: of the feature.
@@ -58,7 +58,7 @@ class Feature(NamedTuple):
 def read(
   record: bytes, feature: Feature, start: int, num_samples: int
 ) -> np.ndarray:
-  """Int16 [<=num_samples] at 16 kHz of a serialized example's audio.
+  """Decodes int16 [<=num_samples] at 16 kHz of a serialized example's audio.
 
   Raises:
     DamagedAudio: it has none, or none that can be used.
@@ -71,10 +71,10 @@ def read(
 
 
 def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
-  """What is known of each example of each file: num_samples, or why damaged.
+  """Returns facts of each example of each file: num_samples, or why damaged.
 
-  Files are read once, in as many processes as there are cores; what was found
-  is kept in ~/.cache/ssl_jax.
+  Files are read once, in as many processes as there are cores; the facts are
+  kept in ~/.cache/ssl_jax.
   """
   kept = [_index_path(file, feature) for file in files]
   todo = [i for i, path in enumerate(kept) if not path.exists()]
@@ -130,8 +130,8 @@ def _index(file: str, feature: Feature, path: Path) -> None:
     try:
       facts = _facts(_parse(shards.read(0, place)), feature)
     except DamagedAudio as damage:
-      said = str(damage.__cause__ or damage)
-      if any(os.strerror(code) in said for code in _PASSING):
+      message = str(damage.__cause__ or damage)
+      if any(os.strerror(code) in message for code in _PASSING):
         raise UserError(
           f"{file} cannot be read now ({damage}); when it can, the same "
           "command goes on"
@@ -153,10 +153,10 @@ def _facts(example: Mapping[str, Any], feature: Feature) -> dict[str, Any]:
         number = value.int64_list.value
         if number and name in feature.labels:
           names_ = feature.labels[name]
-          if 0 <= number[0] < len(names_):  # Else it is not known.
+          if 0 <= number[0] < len(names_):  # -1 stands for an unknown class.
             facts[key] = names_[number[0]]
         elif number:
-          if key != "id":  # Of sentences as a rule, and shared by clips.
+          if key != "id":  # It is a sentence's as a rule, shared by clips.
             facts[key] = number[0]
         elif value.bytes_list.value:
           facts[key] = value.bytes_list.value[0].decode("utf-8", "replace")
