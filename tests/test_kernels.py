@@ -177,7 +177,8 @@ from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
 from ssl_jax.devices import sharding
 from ssl_jax.objectives import inputs
-from ssl_jax.training import optimizer, step
+from ssl_jax import optimizers
+from ssl_jax.training import step
 
 target.kernels = lambda: "tpu"
 config = mesh_runs.settings("hubert", (1, 1, 1))

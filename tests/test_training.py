@@ -22,7 +22,7 @@ from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.objectives import OBJECTIVES, make_objective
-from ssl_jax.training import loop, optimizer, step
+from ssl_jax.training import loop, step
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,13 +157,13 @@ def test_each_bucket_is_compiled_once(tmp_path, caplog):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-  make_schedule = optimizer.make_schedule
+  make_schedule = optimizers.make_schedule
 
   def broken(config):
     schedule = make_schedule(config)
     return lambda update: jax.numpy.where(update == 7, np.nan, schedule(update))
 
-  monkeypatch.setattr(optimizer, "make_schedule", broken)
+  monkeypatch.setattr(optimizers, "make_schedule", broken)
   monkeypatch.setattr(loop, "make_schedule", broken)
   with pytest.raises(UserError) as error:
     loop.train(tiny(20), tmp_path)
