@@ -16,7 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax.errors import UserError, nearest, one_line
-from ssl_jax.knobs import ROLES, RUN, Knob, flatten
+from ssl_jax.knobs import (
+  ROLES,
+  RUN,
+  Knob,
+  by_key,
+  check_values,
+  flatten,
+  make_config,
+)
 
 # paper.md, "Architectures": (num_layers, hidden_size, ffn_size, num_heads).
 SIZES = {
@@ -68,23 +76,12 @@ def sections() -> dict[str, dict[str, Knob]]:
 
 def knobs() -> dict[str, Knob]:
   """Returns every knob by its key, as in `encoder.num_layers`."""
-  return {
-    f"{section}.{name}".removeprefix("."): knob
-    for section, declared in sections().items()
-    for name, knob in declared.items()
-  }
+  return by_key(sections())
 
 
 def base() -> ConfigDict:
   """Returns the Slim (100 %) recipe of the paper, with HuBERT as objective."""
-  config = ConfigDict()
-  for section, declared in sections().items():
-    values = {name: knob.default for name, knob in declared.items()}
-    if section:
-      config[section] = ConfigDict(values)
-    else:
-      config.update(values)
-  return config.lock()
+  return make_config(sections())
 
 
 def validate(config: ConfigDict) -> None:
@@ -98,13 +95,7 @@ def validate(config: ConfigDict) -> None:
   from ssl_jax.models import encoders, frontends
   from ssl_jax.signal import augment
 
-  declared = knobs()
-  for key, value in flatten(config).items():
-    if key not in declared:
-      raise UserError(
-        f"unknown config key {key[:80]!r}; {nearest(key[:80], declared)}"
-      )
-    declared[key].check(f"config.{key}", value)
+  check_values(sections(), config)
   _check_run(config)
   for part in (
     *(buckets, augment, frontends, encoders, objectives, optimizers),

@@ -6,7 +6,7 @@ come from that declaration.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -119,6 +119,44 @@ def is_of(value: object, kind: type) -> bool:
   if kind in (tuple, list):
     return isinstance(value, tuple | list)
   return type(value) is kind
+
+
+def by_key(sections: Mapping[str, Mapping[str, Knob]]) -> dict[str, Knob]:
+  """Returns the knobs of {section: {name: knob}} as {"section.name": knob}."""
+  return {
+    f"{section}.{name}".removeprefix("."): knob
+    for section, declared in sections.items()
+    for name, knob in declared.items()
+  }
+
+
+def make_config(sections: Mapping[str, Mapping[str, Knob]]) -> ConfigDict:
+  """Returns a locked config of the defaults of {section: {name: knob}}."""
+  config = ConfigDict()
+  for section, declared in sections.items():
+    values = {name: knob.default for name, knob in declared.items()}
+    if section:
+      config[section] = ConfigDict(values)
+    else:
+      config.update(values)
+  return config.lock()
+
+
+def check_values(
+  sections: Mapping[str, Mapping[str, Knob]], config: ConfigDict
+) -> None:
+  """Checks each value of a config by itself.
+
+  Raises:
+    UserError: naming the key, its value, and what is allowed.
+  """
+  declared = by_key(sections)
+  for key, value in flatten(config).items():
+    if key not in declared:
+      raise UserError(
+        f"unknown config key {key[:80]!r}; {nearest(key[:80], declared)}"
+      )
+    declared[key].check(f"config.{key}", value)
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -1,27 +1,24 @@
-"""What a frozen encoder's features are worth: SUPERB's tasks.
+"""Probes a frozen encoder: SUPERB's tasks on its features.
 
   python -m ssl_jax.probe --config=configs/probe.py:task=ks --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py:task=all --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py --encoder=logmel,hf:DIR
 
 A head is trained on a learned weighting of all layers, for every learning rate
-of the config and several seeds at once; what is best on dev is tested. Beside
+of the config and several seeds at once; the best on dev is tested. Beside
 the model stand its random twin and log-mel frames, unless --encoder asks for
-others. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a
-cache. The last line on stdout is a JSON object.
+others. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a cache
+that may be deleted at any time. The last line on stdout is a JSON object.
 """
 
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from ssl_jax import cli
-
-_ALL = ("ks", "sid", "pr", "asr")  # What the packaged clips have labels for.
 
 _OURS = ("model", "random", "logmel")
 
@@ -34,15 +31,15 @@ _CHECKPOINT = flags.DEFINE_string(
 _ENCODER = flags.DEFINE_list(
   "encoder",
   [*_OURS],
-  "Of these, compared with the first: model: of --checkpoint; random: "
+  "Encoders, compared with the first: model: that of --checkpoint; random: "
   "untrained, of its architecture; logmel: no encoder; hf:DIR: a HuBERT or "
   "wav2vec 2.0 that transformers saved.",
 )
 _OUT = flags.DEFINE_string(
-  "out", None, "Where scores go. Default: probes/ in the encoder's workdir."
+  "out", None, "Folder of scores. Default: probes/ in the encoder's workdir."
 )
 _CACHE = flags.DEFINE_string(
-  "cache", None, "Of features. Default: ~/.cache/ssl_jax/features."
+  "cache", None, "Folder of features. Default: ~/.cache/ssl_jax/features."
 )
 
 
@@ -52,7 +49,7 @@ def main() -> dict:
   from ssl_jax.devices import sharding
   from ssl_jax.errors import UsageError
   from ssl_jax.files import cache_folder
-  from ssl_jax.probes import run
+  from ssl_jax.probes import encoders, run
 
   names = _ENCODER.value
   if not names or len({*names}) < len(names):
@@ -73,7 +70,9 @@ def main() -> dict:
       "--encoder=logmel"
     )
   config = cli.FLAGS.config
-  compared, beside = _encoders(names, config.seed)
+  compared, beside = encoders.open_encoders(
+    names, _CHECKPOINT.value, config.seed
+  )
   results = [
     run.probe(
       one,
@@ -89,39 +88,15 @@ def main() -> dict:
   return short if config.task == "all" else short[config.task]
 
 
-def _encoders(names: list[str], seed: int) -> tuple[list[Any], Path]:
-  """The encoders, and the workdir that scores belong to."""
-  from ssl_jax.pretrained.load import load_encoder
-  from ssl_jax.probes import encoders
-
-  found, beside = [], Path("runs")
-  if _CHECKPOINT.value:
-    loaded = load_encoder(_CHECKPOINT.value)
-    beside = loaded.workdir
-  folders = [Path(name).name for name in names]
-  for name in names:
-    if name == "model":
-      found.append(encoders.of_checkpoint(loaded))
-    elif name == "random":
-      found.append(encoders.random_twin(loaded, seed))
-    elif name == "logmel":
-      found.append(encoders.log_mel())
-    else:
-      other = load_encoder(name)
-      alone = folders.count(Path(name).name) == 1
-      said = f"hf:{other.workdir.name}" if alone else name
-      found.append(encoders.of_checkpoint(other, said))
-  return found, beside
-
-
 def _each(config: ConfigDict) -> list[ConfigDict]:
-  """The config, or for task=all that of every task, with the same overrides."""
+  """Returns the config, or for task=all every task's, with its overrides."""
   if config.task != "all":
     return [config]
   from ssl_jax import config as config_lib
+  from ssl_jax.probes import TASKS
 
   flag, configs = cli.FLAGS["config"], []
-  for task in _ALL:
+  for task in [name for name, kind in TASKS.items() if kind.packaged]:
     argument = f"task={task},profile={config.profile}"
     path = flag.config_filename.partition(":")[0]
     one = config_lib.load(f"{path}:{argument}")

@@ -1,11 +1,17 @@
 """Probes: metrics and losses against others', heads that find what is there."""
 
+import concurrent.futures
 import errno
+import fcntl
+import functools
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import filelock
 import hf
 import jax
 import jax.numpy as jnp
@@ -31,8 +37,10 @@ from ssl_jax.probes import (
   heads,
   metrics,
   run,
+  tasks,
   verify,
 )
+from ssl_jax.probes import config as probe_config
 
 ROOT = Path(__file__).parents[1]
 BY_ROW = sharding.by_row(sharding.make_mesh())
@@ -46,6 +54,64 @@ def settings(task="ks", **changes):
 
 def splits(config):
   return {split: run._open(config, split) for split in run.SPLITS}
+
+
+def test_a_task_brings_its_recipe_and_profiles():
+  """SUPERB's, and what the smoke profile needs of the packaged clips."""
+  for name, kind in TASKS.items():
+    full = settings(f"{name},profile=full")
+    given = full.head.projector, full.fit.updates, full.fit.batch_size
+    assert (*given, full.fit.eval_every, full.fit.clip_norm) == kind.recipe
+    smoke = settings(name)
+    assert smoke.where == kind.smoke.get("where", ("",))
+    assert smoke.fit.updates <= 500
+  with pytest.raises(UserError, match="unknown task 'ks2'; did you mean 'ks'"):
+    settings("ks2")
+  with pytest.raises(TypeError):  # No other task's recipe takes its place.
+    tasks.Recipe(256, 100)
+
+
+def test_a_task_from_outside_is_probed(tmp_path, monkeypatch):
+  """A file of a user's own: which language a clip is in."""
+  language = tasks.TaskKind(
+    functools.partial(classify.make, keys=("language",)),
+    "languages",
+    tasks.Recipe(64, 1_000, 8, 100, 1.0),
+    smoke={"fit.updates": 30, "fit.eval_every": 30, "fit.num_seeds": 1},
+    packaged=True,
+  )
+  monkeypatch.setitem(TASKS, "language", language)
+  assert settings("language,profile=full").fit.batch_size == 8
+  config = settings("language")
+  assert config.fit.updates == 30 and config.head.projector == 128
+  assert "`language`: languages" in probe_config.sections()[""]["task"].meaning
+  result = run.probe(
+    config, [encoders.log_mel()], tmp_path / "cache", tmp_path, BY_ROW
+  )
+  assert result["task"] == "language" and result["corpus"] == "embedded"
+  assert (tmp_path / "language-smoke-logmel.json").exists()
+
+
+@pytest.mark.parametrize(
+  "key, value, said",
+  [
+    ("fit.num_seeds", 0, "config.fit.num_seeds=0 is outside [1, 10000]"),
+    ("fit.learning_rates", (0.1, -1.0), "is outside"),
+    ("fit.learning_rates", (), "expected some rates"),
+    ("head.dropout", 1.0, "config.head.dropout=1.0 is outside"),
+    ("profile", "ful", "did you mean 'full'?"),
+    ("data.source", "embeded", "did you mean 'embedded'?"),
+    ("data.min_seconds", 0.001, "config.data.min_seconds=0.001 is outside"),
+    ("loader.num_threads", 0, "config.loader.num_threads=0 is outside"),
+  ],
+)
+def test_a_knob_out_of_range_is_an_error_that_names_it(key, value, said):
+  config = settings()
+  probe_config.validate(config)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError) as error:
+    probe_config.validate(config)
+  assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_ctc_is_torchs():
@@ -169,7 +235,7 @@ def test_trials_of_a_list_are_scored(tmp_path):
   (tmp_path / "list").write_text(
     f"1 {ids[0]} {ids[alike]}\n0 {ids[0]} {ids[other]}\n"
   )
-  task, labelled = TASKS["asv"](config, opened)
+  task, labelled = TASKS["asv"].make(config, opened)
   source, targets = labelled["test"]
   assert {*source.ids} == {ids[0], ids[alike], ids[other]}
   names = [*source.ids]
@@ -245,9 +311,7 @@ def test_features_are_the_states_of_each_clip(tmp_path):
     )
 
 
-def test_features_are_computed_once_gone_on_with_and_bounded(
-  tmp_path, monkeypatch
-):
+def test_features_are_computed_once_and_gone_on_with(tmp_path, monkeypatch):
   config = settings(**{"eval.batch_seconds": 2.0})
   source, calls = run._open(config, "valid"), []
   encoder = encoders.log_mel()
@@ -271,24 +335,61 @@ def test_features_are_computed_once_gone_on_with_and_bounded(
   again = features.extract(*arguments).values
   np.testing.assert_array_equal(again, first)
   assert len(calls) == made + made - 2
-  # Room is made by removing the oldest, and nothing else.
-  config.features.cache_gb = 1.5 * first.nbytes / 1e9
-  (mine := tmp_path / "mine").mkdir()
-  for name in ("features.npy", "lock"):
-    (mine / name).write_text("x" * first.nbytes)
+  # No room: nothing of others is removed for it.
   other = counted._replace(identity="another")
-  features.extract(other, source, config, False, tmp_path, BY_ROW)
-  assert len([*tmp_path.iterdir()]) == 2 and not cache.exists()
-  assert (mine / "lock").stat().st_size == first.nbytes
-  # What is in use stays.
-  held = features.extract(other, source, config, False, tmp_path, BY_ROW)
-  with pytest.raises(UserError, match="with those in use"):
-    features.extract(counted, source, config, False, tmp_path, BY_ROW)
-  np.testing.assert_array_equal(held.values, first)
-  del held
-  config.features.cache_gb = 1e-6
-  with pytest.raises(UserError, match="the features take"):
-    features.extract(counted, source, config, False, tmp_path, BY_ROW)
+  full = shutil.disk_usage(tmp_path)._replace(free=first.nbytes - 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(UserError, match=r"the features take .* delete folders"):
+      features.extract(other, source, config, False, tmp_path, BY_ROW)
+  np.testing.assert_array_equal(features.extract(*arguments).values, first)
+  assert len(calls) == made + made - 2
+
+
+def test_a_cache_is_made_by_one_process_at_a_time(tmp_path):
+  config = settings()
+  source, encoder = run._open(config, "valid"), encoders.log_mel()
+  arguments = encoder, source, config, False, tmp_path, BY_ROW
+  (tmp_path / "x").mkdir()
+  first = np.array(features.extract(*arguments).values)
+  cache = next(path for path in tmp_path.iterdir() if path.name != "x")
+  (cache / "progress.json").unlink()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with filelock.FileLock(cache / "lock"):
+      waiting = pool.submit(lambda: features.extract(*arguments).values)
+      time.sleep(0.5)
+      assert not waiting.done() and not (cache / "progress.json").exists()
+    np.testing.assert_array_equal(waiting.result(60), first)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_file_systems_without_locks_are_used(
+  tmp_path, monkeypatch, caplog, number
+):
+  def flock(*_):
+    raise OSError(number, "no locks here")
+
+  config = settings()
+  source, encoder = run._open(config, "valid"), encoders.log_mel()
+  monkeypatch.setattr(fcntl, "flock", flock)
+  for _ in range(2):
+    features.extract(encoder, source, config, True, tmp_path, BY_ROW)
+  # Without flock at all, filelock keeps others out by a file that exists.
+  assert ("has no locks" in caplog.text) == (number != errno.ENOSYS)
+
+
+def test_features_in_use_stay_as_they_are(tmp_path):
+  config = settings()
+  source, encoder = run._open(config, "valid"), encoders.log_mel()
+  arguments = encoder, source, config, False, tmp_path, BY_ROW
+  used = features.extract(*arguments).values
+  first = np.array(used)
+  (cache,) = tmp_path.iterdir()
+  features._begin(tmp_path, cache, used.shape)
+  np.testing.assert_array_equal(used, first)
+  shutil.rmtree(cache)
+  np.testing.assert_array_equal(used, first)
+  np.testing.assert_array_equal(features.extract(*arguments).values, first)
 
 
 def test_caches_are_of_their_audio_batches_and_size(tmp_path):
@@ -395,7 +496,7 @@ def test_texts_are_read_as_people_type_them():
 
 def test_clips_of_verification_are_cropped_anywhere():
   config = settings("asv")
-  task, _ = TASKS["asv"](config, splits(config))
+  task, _ = TASKS["asv"].make(config, splits(config))
   assert task.crop == 399
   frames = np.arange(2 * 1000, dtype=np.float16)[:, None, None] % 1000
   found = features.Features(frames, np.array([0, 1000, 2000]))
@@ -420,7 +521,7 @@ def synthetic(clips, classes, informative, seed):
 
 @pytest.fixture
 def task():
-  made, _ = classify.make(settings(), splits(settings()))
+  made, _ = TASKS["ks"].make(settings(), splits(settings()))
   return made._replace(head=heads.Classifier(32, (5,)), balanced=False)
 
 
@@ -470,7 +571,7 @@ def test_balanced_draws_have_every_class_alike(task):
 
 def test_phones_are_the_lexicons():
   config = settings("pr")
-  _, labelled = TASKS["pr"](config, splits(config))
+  _, labelled = TASKS["pr"].make(config, splits(config))
   source, targets = labelled["train"]
   assert len(source.ids) == len(targets["count"]) > 90
   lexicon = ctc._lexicon()
@@ -487,7 +588,7 @@ def test_phones_and_characters_are_learned(monkeypatch):
   config.fit.learning_rates, config.fit.num_seeds = (3e-2,), 1
   config.fit.updates, config.fit.eval_every = 300, 100
   for name in ("pr", "asr"):
-    made, labelled = TASKS[name](settings(name), splits(settings(name)))
+    made, labelled = TASKS[name].make(settings(name), splits(settings(name)))
     _, targets = labelled["train"]
     names = int(targets["tokens"].max()) + 1
     rows, offsets = [], [0]
@@ -522,7 +623,7 @@ def test_what_a_corpus_lacks_is_one_line(task, changes, said):
   config = settings(task, **changes)
   config.data.dir = str(ROOT / "ssl_jax" / "data" / "corpus" / "metadata.jsonl")
   with pytest.raises(UserError) as error:
-    TASKS[task](config, splits(config))
+    TASKS[task].make(config, splits(config))
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -567,7 +668,7 @@ def test_a_label_that_will_not_do_is_one_line(
     },
   )
   with pytest.raises(UserError) as error:
-    TASKS[task](config, splits(config))
+    TASKS[task].make(config, splits(config))
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -633,7 +734,7 @@ def test_a_model_of_transformers_is_probed_beside_its_twin(tmp_path):
     (["--checkpoint=hf:nowhere"], 1, "nowhere"),
     (["--encoder=logmel,logmel"], 2, "expected each once"),
     (["--encoder=logmel", "--config.profile=full"], 2, "after a colon"),
-    (["--encoder=logmel", "--config.fit.updates=0"], 1, "expected 1 or more"),
+    (["--encoder=logmel", "--config.fit.updates=0"], 1, "is outside [1, "),
     (["--encoder=logmel", "--out=/dev/null/x"], 1, "cannot be used"),
     (["--encoder=logmel", "--cache=/dev/null/x"], 1, "cannot be used"),
     (["--encoder=logmel,none"], 2, "expected model, random, logmel or hf:DIR"),

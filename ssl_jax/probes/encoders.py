@@ -1,6 +1,9 @@
-"""What is probed: a trained encoder, its random twin, log-mel frames."""
+"""Frozen encoders: a trained one, its random twin, log-mel frames."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +12,69 @@ from ssl_jax import num_frames
 from ssl_jax.budget.flops import forward_flops
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.pretrained import load as trained
-from ssl_jax.probes.features import Encoder
 from ssl_jax.signal import fbank
 
 _MEL_BINS = 80
 
 
-def of_checkpoint(loaded: trained.Encoder, name: str = "model") -> Encoder:
-  """All hidden states of a trained encoder."""
+class FrozenEncoder(NamedTuple):
+  """All that a probe knows of an encoder: one function, and what it costs.
+
+  Attributes:
+    name: for tables.
+    states: (waveform [B, S] float, length [B]) -> [L + 1, B, T, D], of frames
+      of 20 ms.
+    shape: (L + 1, D).
+    identity: of its parameters; the same for the same states.
+    origin: where it is from, for the record.
+    flops: forward, of a clip of so many samples.
+  """
+
+  name: str
+  states: Callable[[jax.Array, jax.Array], jax.Array]
+  shape: tuple[int, int]
+  identity: str
+  origin: dict[str, Any]
+  flops: Callable[[int], float]
+
+
+def open_encoders(
+  names: Sequence[str], checkpoint: str | None, seed: int
+) -> tuple[list[FrozenEncoder], Path]:
+  """Opens encoders, and finds the workdir that their scores belong to.
+
+  Args:
+    names: of `model`, `random`, `logmel` and `hf:DIR`.
+    checkpoint: of the first two: a workdir, an update in it, or hf:DIR.
+    seed: of `random`.
+  """
+  opened, beside = [], Path("runs")
+  if checkpoint:
+    loaded = trained.load_encoder(checkpoint)
+    beside = loaded.workdir
+  folders = [Path(name).name for name in names]
+  for name in names:
+    if name == "model":
+      opened.append(of_checkpoint(loaded))
+    elif name == "random":
+      opened.append(random_twin(loaded, seed))
+    elif name == "logmel":
+      opened.append(log_mel())
+    else:
+      other = trained.load_encoder(name)
+      alone = folders.count(Path(name).name) == 1
+      label = f"hf:{other.workdir.name}" if alone else name
+      opened.append(of_checkpoint(other, label))
+  return opened, beside
+
+
+def of_checkpoint(
+  loaded: trained.Encoder, name: str = "model"
+) -> FrozenEncoder:
+  """Returns a trained encoder with all its hidden states."""
   config = loaded.config
   shape = config.frontend.to_json(), config.encoder.to_json()
-  return Encoder(
+  return FrozenEncoder(
     name,
     loaded.all_states(),
     (config.encoder.num_layers + 1, config.encoder.hidden_size),
@@ -29,8 +84,8 @@ def of_checkpoint(loaded: trained.Encoder, name: str = "model") -> Encoder:
   )
 
 
-def random_twin(loaded: trained.Encoder, seed: int) -> Encoder:
-  """The same architecture, untrained."""
+def random_twin(loaded: trained.Encoder, seed: int) -> FrozenEncoder:
+  """Returns the same architecture, untrained."""
   backbone = Backbone(loaded.config, jnp.float32)
   params = backbone.init(
     jax.random.key(seed), jnp.zeros((1, 3200)), jnp.full(1, 3200)
@@ -40,8 +95,8 @@ def random_twin(loaded: trained.Encoder, seed: int) -> Encoder:
   return of_checkpoint(twin, "random")
 
 
-def log_mel() -> Encoder:
-  """Kaldi's log filterbanks, of two frames of 10 ms each. [1, B, T, 160]."""
+def log_mel() -> FrozenEncoder:
+  """Returns Kaldi's log filterbanks, pairs of 10 ms frames. [1, B, T, 160]."""
 
   def states(waveform: jax.Array, length: jax.Array) -> jax.Array:
     mels = fbank.log_mel(waveform, _MEL_BINS)
@@ -49,7 +104,7 @@ def log_mel() -> Encoder:
     frames = num_frames(waveform.shape[1])
     return fbank.stack_pairs(mels, count, frames)[None]
 
-  return Encoder(
+  return FrozenEncoder(
     "logmel",
     states,
     (1, 2 * _MEL_BINS),

@@ -1,20 +1,23 @@
 """Frozen features of a corpus, computed once and kept on disk.
 
-Heads train for many epochs on what an encoder says once. A cache is a folder:
-features.npy, float16 [frames or clips, L + 1, D]; progress.json, how many
-batches are written: killed, it goes on; lock, held while it is made or used.
+Heads train for many epochs on features that are computed once. A cache is a
+folder: features.npy, float16 [frames or clips, L + 1, D]; progress.json, how
+many batches are written: killed, it goes on; lock, held while it is made. Any
+may be deleted at any time, to make room.
 """
 
-import fcntl
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,60 +32,38 @@ from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.files import named, write_atomically
 from ssl_jax.pretrained import corpus_pass
+from ssl_jax.probes.encoders import FrozenEncoder
 
-_SYNC_BATCHES = 20  # What a kill may undo.
-_KEY_DIGITS = 24  # Of a cache's name.
+_SYNC_BATCHES = 20  # Batches that a kill may undo.
+_KEY_DIGITS = 24  # Length of a cache's name.
 _HASHED_CLIPS = 64  # Whose audio tells corpora of the same names apart.
 
 
-class Encoder(NamedTuple):
-  """All that a probe knows of a model.
-
-  Attributes:
-    name: for tables.
-    states: (waveform [B, S] float, length [B]) -> [L + 1, B, T, D], of frames
-      of 20 ms.
-    shape: (L + 1, D).
-    identity: of its parameters; the same for the same states.
-    origin: where it is from, for the record.
-    flops: forward, of a clip of so many samples.
-  """
-
-  name: str
-  states: Callable[[jax.Array, jax.Array], jax.Array]
-  shape: tuple[int, int]
-  identity: str
-  origin: dict[str, Any]
-  flops: Callable[[int], float]
-
-
 class Features(NamedTuple):
-  """Of N clips.
+  """Features of N clips.
 
   Attributes:
     values: float16 [M, L + 1, D], on disk; of one row a clip if pooled.
     offsets: int64 [N + 1]: rows offsets[i] to offsets[i + 1] are clip i's.
-    lock: keeps others from removing them.
   """
 
   values: np.ndarray
   offsets: np.ndarray
-  lock: IO | None = None
 
   def clip(self, index: int) -> np.ndarray:
-    """Float16 [T, L + 1, D]."""
+    """Returns float16 [T, L + 1, D]."""
     return self.values[self.offsets[index] : self.offsets[index + 1]]
 
 
 def extract(
-  encoder: Encoder,
+  encoder: FrozenEncoder,
   source: Source,
   config: ConfigDict,
   pooled: bool,
   folder: Path,
   by_row: Sharding,
 ) -> Features:
-  """The features of all clips, from the cache if they are there.
+  """Returns the features of all clips, from the cache if they are there.
 
   Args:
     encoder: whose states they are.
@@ -93,8 +74,8 @@ def extract(
     by_row: how a batch is placed on the devices.
 
   Raises:
-    UserError: there is no room for them; a clip cannot be read, or the encoder
-      says of it what is not finite.
+    UserError: there is no room for them; a clip cannot be read, or its features
+      are not finite.
   """
   count = (
     np.ones(len(source.ids), np.int64)
@@ -107,66 +88,101 @@ def extract(
   path, progress = cache / "features.npy", cache / "progress.json"
   settings = _whole_clips(config, source)
   pieces = corpus_pass.make_pieces(settings, source)
-  # As batches are counted: a count of others says nothing.
+  # Progress counts batches, so it is valid only for the same batching.
   plan = [config.eval.batch_seconds, *settings.data.bucket_seconds]
+  with _alone(folder, cache):
+    start = _batches_done(cache, shape, plan)
+    if start is None:
+      values = _begin(folder, cache, shape)
+      write_atomically(progress, json.dumps({"batches": 0, "plan": plan}))
+      start = 0
+    else:
+      values = np.lib.format.open_memmap(path, "r+")
+    with tqdm(
+      total=len(pieces),
+      initial=start,
+      desc=f"features of {encoder.name}",
+      unit="batch",
+      delay=1,
+      disable=None,
+    ) as bar:
+      frames_of = _frames_of(encoder, config.features.normalize, pooled)
+      batches = corpus_pass.each_batch(
+        settings,
+        source,
+        pieces,
+        sharding.suited(by_row, frames_of),
+        by_row,
+        start,
+      )
+      for index, (clips, _, frames, real) in enumerate(batches, start + 1):
+        for clip, row, n in zip(clips.tolist(), frames, real.tolist()):
+          if clip >= 0:
+            if not np.isfinite(row[:n]).all():
+              raise UserError(
+                f"{encoder.name}: features of {source.ids[clip]!r} are not "
+                "finite; have its parameters diverged?"
+              )
+            values[offsets[clip] : offsets[clip] + n] = row[:n]
+        bar.update()
+        if index % _SYNC_BATCHES == 0 or index == len(pieces):
+          _check_read(source)
+          values.flush()
+          done = {"batches": index, "plan": plan}
+          write_atomically(progress, json.dumps(done))
+  return Features(values, offsets)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, cache: Path) -> Iterator[None]:
+  """Waits for other processes that make the same cache, and keeps them out."""
   try:
     cache.mkdir(parents=True, exist_ok=True)
-    lock = (cache / "lock").open("w")
+    lock = filelock.FileLock(cache / "lock")
+    try:
+      lock.acquire()
+    except OSError as error:
+      if error.errno not in (errno.ENOTSUP, errno.ENOLCK):
+        raise
+      logging.getLogger("ssl_jax").warning(
+        "--cache=%s: this file system has no locks: start no second command "
+        "with it",
+        folder,
+      )
   except OSError as error:
     raise UserError(f"--cache={folder} cannot be used ({error})") from error
-  fcntl.flock(lock, fcntl.LOCK_SH)
-  start = _batches_done(cache, shape, plan)
-  if start != len(pieces):
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    start = _batches_done(cache, shape, plan)
-  if start is None:
-    _make_room(folder, cache, 2 * int(np.prod(shape)), config.features.cache_gb)
-    progress.unlink(missing_ok=True)  # Else the zeros might pass for states.
-    values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    _reserve(path)
-    write_atomically(progress, json.dumps({"batches": 0, "plan": plan}))
-    start = 0
-  else:
-    values = np.lib.format.open_memmap(path, "r+")
-  os.utime(cache)  # Of use: the longest unused makes room first.
-  with tqdm(
-    total=len(pieces),
-    initial=start,
-    desc=f"features of {encoder.name}",
-    unit="batch",
-    delay=1,
-    disable=None,
-  ) as bar:
-    frames_of = _frames_of(encoder, config.features.normalize, pooled)
-    batches = corpus_pass.each_batch(
-      settings,
-      source,
-      pieces,
-      sharding.suited(by_row, frames_of),
-      by_row,
-      start,
+  try:
+    yield
+  finally:
+    lock.release()
+
+
+def _begin(folder: Path, cache: Path, shape: tuple[int, ...]) -> np.ndarray:
+  """Makes an empty file of features in place of another, if there is one.
+
+  Processes that read the other keep it: it is removed, not written over.
+
+  Raises:
+    UserError: there is no room.
+  """
+  # First of all: with it, the empty file would pass for a whole one.
+  (cache / "progress.json").unlink(missing_ok=True)
+  path = cache / "features.npy"
+  path.unlink(missing_ok=True)
+  size, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
+  if size > free:
+    raise UserError(
+      f"the features take {size / 1e9:.3g} GB, and {folder} has "
+      f"{free / 1e9:.3g} GB free: delete folders in it, give another --cache, "
+      "or probe less audio"
     )
-    for index, (clips, _, found, real) in enumerate(batches, start + 1):
-      for clip, row, n in zip(clips.tolist(), found, real.tolist()):
-        if clip >= 0:
-          if not np.isfinite(row[:n]).all():
-            raise UserError(
-              f"{encoder.name}: features of {source.ids[clip]!r} are not "
-              "finite; have its parameters diverged?"
-            )
-          values[offsets[clip] : offsets[clip] + n] = row[:n]
-      bar.update()
-      if index % _SYNC_BATCHES == 0 or index == len(pieces):
-        _check_read(source)
-        values.flush()
-        done = {"batches": index, "plan": plan}
-        write_atomically(progress, json.dumps(done))
-  fcntl.flock(lock, fcntl.LOCK_SH)
-  return Features(values, offsets, lock)
+  values = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+  _reserve(path)
+  return values
 
 
 def _check_read(source: Source) -> None:
-  """Before what was read is called done: of damaged clips there are zeros."""
+  """Refuses features of damaged clips, which are zeros."""
   if source.damaged:
     clip, reason = next(iter(source.damaged.items()))
     raise UserError(
@@ -176,7 +192,7 @@ def _check_read(source: Source) -> None:
 
 
 def _reserve(path: Path) -> None:
-  """Takes the room of a file; on a disk that fills up its map would crash."""
+  """Reserves the room of a file: on a full disk, writing its map crashes."""
   if hasattr(os, "posix_fallocate"):  # macOS lacks it.
     with named(path), path.open("r+b") as file:
       os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -185,19 +201,19 @@ def _reserve(path: Path) -> None:
 def _batches_done(
   cache: Path, shape: tuple[int, ...], plan: list[float]
 ) -> int | None:
-  """How many batches of a cache there are; None: it is to be begun."""
+  """Returns how many batches a cache has; None: it is to be begun."""
   try:
     done = reading.read_object(cache / "progress.json")
     reading.check_file(cache / "features.npy")
-    found = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
+    values = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
     size = (cache / "features.npy").stat().st_size
-  except Exception:  # Of many kinds; and all can be computed again.
+  except Exception:  # Damage raises many kinds; all can be computed again.
     return None
   batches = done.get("batches")
   whole = (
-    isinstance(found, np.memmap)
-    and (found.shape, found.dtype) == (shape, np.float16)
-    and size == found.offset + found.nbytes
+    isinstance(values, np.memmap)
+    and (values.shape, values.dtype) == (shape, np.float16)
+    and size == values.offset + values.nbytes
     and done.get("plan") == plan
     and type(batches) is int
     and batches >= 0
@@ -205,7 +221,7 @@ def _batches_done(
   return batches if whole else None
 
 
-def _frames_of(encoder: Encoder, normalize: bool, pooled: bool) -> Any:
+def _frames_of(encoder: FrozenEncoder, normalize: bool, pooled: bool) -> Any:
   def frames_of(
     waveform: jax.Array, length: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
@@ -227,7 +243,7 @@ def _frames_of(encoder: Encoder, normalize: bool, pooled: bool) -> Any:
 
 
 def _whole_clips(config: ConfigDict, source: Source) -> ConfigDict:
-  """The config with buckets that hold the longest clip."""
+  """Returns the config with buckets that hold the longest clip."""
   settings = config.copy_and_resolve_references()
   longest = source.num_samples.max() / SAMPLE_RATE
   buckets = [s for s in settings.data.bucket_seconds if s < longest]
@@ -236,7 +252,7 @@ def _whole_clips(config: ConfigDict, source: Source) -> ConfigDict:
 
 
 def _key(
-  encoder: Encoder, source: Source, config: ConfigDict, pooled: bool
+  encoder: FrozenEncoder, source: Source, config: ConfigDict, pooled: bool
 ) -> str:
   digest = hashlib.sha256()
   facts = encoder.identity, encoder.shape, config.features.normalize, pooled
@@ -248,41 +264,5 @@ def _key(
     try:
       digest.update(source.read(int(clip), 0, int(source.num_samples[clip])))
     except DamagedAudio:
-      pass  # Said when it is encoded.
+      pass  # It is reported when it is encoded.
   return digest.hexdigest()[:_KEY_DIGITS]
-
-
-def _make_room(folder: Path, mine: Path, size: int, limit_gb: float) -> None:
-  """Removes unused caches, until `size` more bytes fit the limit.
-
-  Raises:
-    UserError: they do not, for those in use or for the disk.
-  """
-  total, unused = size, []
-  for cache in folder.iterdir():
-    if not re.fullmatch(f"[0-9a-f]{{{_KEY_DIGITS}}}", cache.name):
-      continue  # Not ours to remove.
-    file = cache / "features.npy"
-    try:
-      lock = (cache / "lock").open("r+")
-      total += file.stat().st_size if cache != mine else 0
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      continue  # Gone meanwhile, or in use.
-    unused.append((cache.stat().st_mtime, file.stat().st_size, cache, lock))
-  for _, bytes_, cache, lock in sorted(unused, key=lambda x: x[0]):
-    if total > limit_gb * 1e9:
-      shutil.rmtree(cache, ignore_errors=True)
-      total -= bytes_
-    lock.close()
-  if total > limit_gb * 1e9:
-    raise UserError(
-      f"the features take {size / 1e9:.3g} GB, with those in use "
-      f"{total / 1e9:.3g} GB: raise --config.features.cache_gb={limit_gb:g}, "
-      "or probe less audio"
-    )
-  if size > (free := shutil.disk_usage(folder).free):
-    raise UserError(
-      f"the features take {size / 1e9:.3g} GB, and {folder} has "
-      f"{free / 1e9:.3g} GB free: give another --cache, or probe less audio"
-    )

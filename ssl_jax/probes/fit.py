@@ -21,7 +21,7 @@ from ssl_jax.probes.features import Features
 from ssl_jax.probes.tasks import Task
 
 Batch = dict[str, np.ndarray]
-_CHUNK_BYTES = 2**30  # Of features on the device at once.
+_CHUNK_BYTES = 2**30  # Features on the device at once.
 
 
 class Split(NamedTuple):
@@ -139,9 +139,9 @@ def fit(
       every = settings.eval_every
       if done // every == update // every and update < settings.updates:
         continue
-      found = sign * scores(task, predict, params, dev, settings.batch_size)
-      better = found > best
-      best, when = np.where(better, found, best), np.where(better, update, when)
+      now = sign * scores(task, predict, params, dev, settings.batch_size)
+      better = now > best
+      best, when = np.where(better, now, best), np.where(better, update, when)
       best_params = jax.tree.map(
         lambda new, old, b=better: jnp.where(
           b.reshape(b.shape + (1,) * (new.ndim - 2)), new, old
@@ -167,7 +167,7 @@ def fit(
 
 
 def product_flops(jaxpr: Any) -> float:
-  """FLOPs of a program's matrix products, those of loops as often as they run.
+  """Counts FLOPs of matrix products, those of loops as often as they run.
 
   XLA's own count has a loop's body once, whatever its length: an LSTM of 500
   frames would be one of 1.
@@ -206,7 +206,7 @@ def make_predict(
 def scores(
   task: Task, predict: Any, params: Any, split: Split, batch_size: int
 ) -> np.ndarray:
-  """The task's metric of each head on all of a split. [S, R]."""
+  """Returns the task's metric of each head on all of a split. [S, R]."""
   predicted = predictions(task, predict, params, split, batch_size)
   (seeds, rates) = predicted[0].shape[:2]
   return np.array(
@@ -223,20 +223,20 @@ def scores(
 def predictions(
   task: Task, predict: Any, params: Any, split: Split, batch_size: int
 ) -> list[np.ndarray]:
-  """What each head says of each clip: N of [S, R, ...]."""
+  """Returns what each head says of each clip: N of [S, R, ...]."""
   lengths = np.diff(split.features.offsets)
   order = np.argsort(lengths, kind="stable")
   predicted: list[Any] = [None] * len(lengths)
   for first in range(0, len(order), batch_size):
     some = order[first : first + batch_size]
-    # Of few shapes, for each is compiled.
+    # Lengths are rounded up to a few: each is compiled.
     padded = _round_up(lengths[some].max())
     rows = np.resize(some, batch_size)
     features, length = gather(split.features, rows, padded)
-    found = np.asarray(predict(params, features, length))
+    outputs = np.asarray(predict(params, features, length))
     for row, clip in enumerate(some.tolist()):
-      said = found[:, :, row]
-      predicted[clip] = said[:, :, : lengths[clip]] if task.framewise else said
+      own = outputs[:, :, row]
+      predicted[clip] = own[:, :, : lengths[clip]] if task.framewise else own
   return predicted
 
 
@@ -246,7 +246,7 @@ def gather(
   padded: int,
   starts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Float16 [B, padded, L + 1, D] and int32 [B] real frames.
+  """Returns float16 [B, padded, L + 1, D] and int32 [B] real frames.
 
   `starts` [B]: the first frame of each that is taken.
   """
@@ -255,9 +255,9 @@ def gather(
   length = np.zeros(len(clips), np.int32)
   for row, clip in enumerate(clips.tolist()):
     first = 0 if starts is None else starts[row]
-    found = features.clip(clip)[first : first + padded]
-    batch[row, : len(found)] = found
-    length[row] = len(found)
+    frames = features.clip(clip)[first : first + padded]
+    batch[row, : len(frames)] = frames
+    length[row] = len(frames)
   return batch, length
 
 
@@ -286,7 +286,7 @@ class Sampler:
       self._weights = 1 / np.bincount(classes)[classes]
 
   def examples(self) -> Iterator[tuple[float, Batch]]:
-    """Of each range of lengths, its share of the updates and a batch."""
+    """Yields each range of lengths: its share of the updates, and a batch."""
     for share, (padded, clips) in zip(self._shares, self._ranges):
       some = np.resize(clips, self._config.fit.batch_size)
       features, length = gather(self._split.features, some, padded)
@@ -294,7 +294,7 @@ class Sampler:
       yield share, batch | {k: v[some] for k, v in self._split.targets.items()}
 
   def chunk(self, first_update: int) -> Batch:
-    """Arrays [K, S, B, ...] of the updates from `first_update`."""
+    """Draws arrays [K, S, B, ...] of the updates from `first_update`."""
     settings = self._config.fit
     rng = np.random.default_rng([self._config.seed, first_update])
     padded, clips = self._ranges[rng.choice(len(self._shares), p=self._shares)]
@@ -323,7 +323,7 @@ class Sampler:
 
 
 def _round_up(frames: int) -> int:
-  """To one of few lengths, at most a third longer: 1, 50, 66, 88 ..."""
+  """Rounds up to one of few lengths, at most a third longer: 1, 50, 67 ..."""
   if frames <= 1:
     return 1
   size = 50

@@ -1,4 +1,4 @@
-"""What is learned on frozen features: SUPERB's heads.
+"""Heads that are trained on frozen features, as SUPERB has them.
 
 B clips, T frames, L + 1 layers of width D. `T` is 1 where features were pooled:
 mean, projection and sum over layers are linear and commute.
@@ -33,7 +33,7 @@ class Classifier(nn.Module):
   """Pooled features [B, 1, L + 1, D] -> logits, a list of [B, classes]."""
 
   width: int
-  classes: tuple[int, ...]  # Of each slot.
+  classes: tuple[int, ...]  # How many each slot has.
 
   @nn.compact
   def __call__(

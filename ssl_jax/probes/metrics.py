@@ -10,7 +10,7 @@ def error_rate(
   references: Sequence[Sequence[Hashable]],
   hypotheses: Sequence[Sequence[Hashable]],
 ) -> float:
-  """Edits of all over the tokens of all references, as WER, CER and PER are.
+  """Returns all edits over all tokens of the references: WER, CER or PER.
 
   Raises:
     ValueError: the references have no tokens.
@@ -23,7 +23,7 @@ def error_rate(
 
 
 def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
-  """Where false acceptances are as frequent as false rejections.
+  """Returns the rate at which false acceptances equal false rejections.
 
   The two rates are steps of the threshold; between the two steps where they
   cross, they are taken as straight lines.

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
-from ssl_jax.data.sources import open_source
+from ssl_jax.data.sources import corpus_name, open_source
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError, check_choice
 from ssl_jax.files import write_atomically
 from ssl_jax.probes import TASKS, fit
 from ssl_jax.probes.config import validate
-from ssl_jax.probes.features import Encoder, extract
+from ssl_jax.probes.encoders import FrozenEncoder
+from ssl_jax.probes.features import extract
 from ssl_jax.probes.picture import draw
 from ssl_jax.probes.tasks import Labelled, Task
 
@@ -28,7 +29,7 @@ SPLITS = ("train", "valid", "test")
 
 def probe(
   config: ConfigDict,
-  encoders: Sequence[Encoder],
+  encoders: Sequence[FrozenEncoder],
   cache: Path,
   out: Path,
   by_row: Sharding,
@@ -48,7 +49,7 @@ def probe(
     same by name.
 
   Raises:
-    UserError: the corpus has not what the task needs.
+    UserError: the corpus lacks what the task needs.
   """
   check_choice("task", config.task, TASKS)
   validate(config)
@@ -57,34 +58,34 @@ def probe(
   except OSError as error:
     raise UserError(f"--out={out} cannot be used ({error})") from error
   splits = {split: _open(config, split) for split in SPLITS}
-  task, labelled = TASKS[config.task](config, splits)
+  task, labelled = TASKS[config.task].make(config, splits)
   results = []
   for encoder in encoders:
     started = time.monotonic()
-    found = _probe_one(config, task, labelled, encoder, cache, by_row)
-    found["seconds"] = time.monotonic() - started
-    found["origin"] = encoder.origin
-    results.append(found)
+    scores = _probe_one(config, task, labelled, encoder, cache, by_row)
+    scores["seconds"] = time.monotonic() - started
+    scores["origin"] = encoder.origin
+    results.append(scores)
     logging.getLogger("ssl_jax").info(
       "%14s  %s of %s: %s %% (dev %.2f, learning rate %g)",
       encoder.name,
       task.metric,
       task.name,
-      _percent(found),
-      100 * found["dev"],
-      found["learning_rate"],
+      _percent(scores),
+      100 * scores["dev"],
+      scores["learning_rate"],
     )
   first, *others = results
   result = {
     "task": task.name,
     "metric": task.metric,
     "profile": config.profile,
-    "corpus": _corpus(config),
+    "corpus": corpus_name(config.data),
     "clips": {split: len(x.source.ids) for split, x in labelled.items()},
     "encoder": encoders[0].name,
     **first,
     "baselines": {
-      encoder.name: found for encoder, found in zip(encoders[1:], others)
+      encoder.name: scores for encoder, scores in zip(encoders[1:], others)
     },
     "config": json.loads(config.to_json()),
   }
@@ -97,7 +98,7 @@ def probe(
 
 
 def short(result: dict[str, Any]) -> dict[str, Any]:
-  """What a person compares: no grid, no config."""
+  """Returns what a person compares: no grid, no config."""
   keys = ("task", "metric", "profile", "corpus", "encoder")
   of_each = ("dev", "test", "std", "learning_rate", "seeds", "CER")
   return (
@@ -113,7 +114,7 @@ def short(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-  """A line a task, a column an encoder."""
+  """Returns a line a task, a column an encoder."""
   names = [results[0]["encoder"], *results[0]["baselines"]]
   lines = [f"{'':14}" + "".join(f"{name:>20}" for name in names)]
   for result in results:
@@ -124,16 +125,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _percent(found: dict[str, Any]) -> str:
-  spread = "" if found["std"] is None else f" +- {100 * found['std']:.2f}"
-  return f"{100 * found['test']:.2f}{spread}"
+def _percent(scores: dict[str, Any]) -> str:
+  spread = "" if scores["std"] is None else f" +- {100 * scores['std']:.2f}"
+  return f"{100 * scores['test']:.2f}{spread}"
 
 
 def _probe_one(
   config: ConfigDict,
   task: Task,
   labelled: dict[str, Labelled],
-  encoder: Encoder,
+  encoder: FrozenEncoder,
   cache: Path,
   by_row: Sharding,
 ) -> dict[str, Any]:
@@ -151,10 +152,10 @@ def _probe_one(
     split["valid"],
     f"{task.name}, {encoder.name}",
   )
-  mean = fitted.dev.mean(axis=0)  # Of the seeds, [R].
+  mean = fitted.dev.mean(axis=0)  # Over seeds, [R].
   best = int(np.argmax(mean if task.higher_is_better else -mean))
   params = jax.tree.map(lambda x: x[:, best : best + 1], fitted.params)
-  said = fit.predictions(
+  predicted = fit.predictions(
     task,
     fit.make_predict(task, task.head),
     params,
@@ -163,9 +164,9 @@ def _probe_one(
   )
   targets = split["test"].targets
   seeds = range(config.fit.num_seeds)
-  test = [task.score([x[s, 0] for x in said], targets) for s in seeds]
+  test = [task.score([x[s, 0] for x in predicted], targets) for s in seeds]
   more = [
-    task.more([x[s, 0] for x in said], targets) if task.more else {}
+    task.more([x[s, 0] for x in predicted], targets) if task.more else {}
     for s in seeds
   ]
   weights = jax.nn.softmax(params["head"]["weighted"]["layers"][:, 0], axis=-1)
@@ -200,7 +201,7 @@ def _probe_one(
 
 
 def _open(config: ConfigDict, split: str) -> Source:
-  """The clips of a split whose metadata are as `where` has them."""
+  """Opens the clips of a split whose metadata are as `where` has them."""
   source = open_source(config.data, split)
   for condition in filter(None, config.where):
     key, equals, values = condition.partition("=")
@@ -217,9 +218,3 @@ def _open(config: ConfigDict, split: str) -> Source:
       )
     source = source.select(kept)
   return source
-
-
-def _corpus(config: ConfigDict) -> str:
-  data = config.data
-  place = data.name if data.source == "tfds" else Path(data.dir).name
-  return f"{data.source}:{place}" if place else data.source

@@ -1,6 +1,7 @@
-"""What a task is: what its head learns, and how it is judged."""
+"""Tasks: an entry of their table, and a task on the clips at hand."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ class Task(NamedTuple):
   """A task on the clips at hand.
 
   Attributes:
-    name: pr, asr, ks, sid, asv, er or ic.
+    name: its key in TASKS.
     metric: its name.
     higher_is_better: of the metric.
     pooled: the head sees the mean over a clip's frames.
@@ -48,19 +49,61 @@ class Task(NamedTuple):
 
 
 class Labelled(NamedTuple):
-  """The clips of a split, and what is to be said of each: {name: [N, ...]}."""
+  """The clips of a split, and the targets of each: {name: [N, ...]}."""
 
   source: Source
   targets: dict[str, np.ndarray]
 
 
+class Recipe(NamedTuple):
+  """SUPERB's settings of a task: those of `profile=full`.
+
+  Attributes:
+    projector: width that the layers' sum is projected to.
+    updates: of the head.
+    batch_size: clips an update, over all accumulated batches.
+    eval_every: updates between evaluations on dev.
+    clip_norm: largest norm of the gradient.
+  """
+
+  projector: int
+  updates: int
+  batch_size: int
+  eval_every: int
+  clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskKind:
+  """An entry of the table of tasks (`TASKS`).
+
+  Attributes:
+    make: (config, {split: clips}) -> the task, and {split: its clips with
+      targets}; a UserError says what the corpus lacks.
+    meaning: for people: what is told of a clip.
+    recipe: of the full profile.
+    mini: {config key: value} that the mini profile sets, beside what it sets
+      for all tasks.
+    smoke: the same of the smoke profile, on the packaged clips, which also sets
+      all of `mini`.
+    packaged: the packaged clips are enough for it: it is part of task=all.
+  """
+
+  make: Callable[..., tuple[Task, dict[str, Labelled]]]
+  meaning: str
+  recipe: Recipe
+  mini: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  packaged: bool = False
+
+
 def values_of(task: str, split: str, source: Source, key: str) -> list[str]:
-  """What the metadata have under `key`, for every clip.
+  """Returns the metadata under `key` of every clip.
 
   Raises:
     UserError: a clip has nothing there.
   """
-  found = []
+  values = []
   for clip, known in zip(source.ids, source.metadata):
     value = known.get(key)
     if value is None or not str(value).strip():
@@ -68,5 +111,5 @@ def values_of(task: str, split: str, source: Source, key: str) -> list[str]:
         f"task {task} needs {key!r} of every clip, and {clip!r} ({split}) has "
         "none: give a corpus with it, or choose clips with --config.where"
       )
-    found.append(str(value))
-  return found
+    values.append(str(value))
+  return values

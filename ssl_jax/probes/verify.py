@@ -16,13 +16,13 @@ from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
 from ssl_jax.probes.heads import XVector
 from ssl_jax.probes.metrics import equal_error_rate
-from ssl_jax.probes.tasks import Labelled, Task, values_of
+from ssl_jax.probes.tasks import Labelled, Recipe, Task, TaskKind, values_of
 
 _SCALE, _MARGIN = 30.0, 0.4
-_WIDTH = 512  # Of what AM-softmax sees.
+_WIDTH = 512  # Width of the embeddings that AM-softmax sees.
 _MOST_PAIRS = 1_000_000
 _TRIALS_AT_ONCE = 2**14
-_CROP_SECONDS = 8.0  # Of training clips.
+_CROP_SECONDS = 8.0  # Longest training clip.
 _WEIGHT_DECAY = 0.01
 _log = logging.getLogger("ssl_jax")
 
@@ -30,7 +30,7 @@ _log = logging.getLogger("ssl_jax")
 def make(
   config: ConfigDict, splits: dict[str, Source]
 ) -> tuple[Task, dict[str, Labelled]]:
-  """The task and its clips: every pair of a split's clips is a trial.
+  """Returns the task and its clips: every pair of a split is a trial.
 
   Where `config.within` names a key of the metadata, trials are pairs of equal
   values there: recording conditions give speakers of several corpora away.
@@ -40,12 +40,12 @@ def make(
     UserError: a clip without a speaker; trials of one kind only; a list that
       cannot be read or has other clips.
   """
-  said = {
-    split: values_of("asv", split, source, "speaker")
+  speakers = {
+    split: values_of(config.task, split, source, "speaker")
     for split, source in splits.items()
   }
-  names = {name: i for i, name in enumerate(sorted({*said["train"]}))}
-  who = np.array([names[name] for name in said["train"]], np.int32)
+  names = {name: i for i, name in enumerate(sorted({*speakers["train"]}))}
+  who = np.array([names[name] for name in speakers["train"]], np.int32)
   labelled = {"train": Labelled(splits["train"], {"speaker": who})}
   for split in ("valid", "test"):
     source = splits[split]
@@ -55,25 +55,26 @@ def make(
     else:
       groups = [""] * len(source.ids)
       if config.within:
-        groups = values_of("asv", split, source, config.within)
-      trials = pairs(said[split], groups)
+        groups = values_of(config.task, split, source, config.within)
+      trials = pairs(speakers[split], groups)
     same = trials["same"]
     if same.all() or not same.any():
       raise UserError(
-        f"task asv: the {split} clips make trials of one kind only; give "
-        "several clips of each of several speakers"
+        f"task {config.task}: the {split} clips make trials of one kind only; "
+        "give several clips of each of several speakers"
       )
-    if known := {*said[split]} & {*names}:
+    if known := {*speakers[split]} & {*names}:
       _log.warning(
-        "task asv, %s: %d of %d speakers are also trained on, so its EER is "
+        "task %s, %s: %d of %d speakers are also trained on, so its EER is "
         "lower than of strangers",
+        config.task,
         split,
         len(known),
-        len({*said[split]}),
+        len({*speakers[split]}),
       )
     labelled[split] = Labelled(source, trials)
   task = Task(
-    name="asv",
+    name=config.task,
     metric="EER",
     higher_is_better=False,
     pooled=False,
@@ -95,7 +96,9 @@ def make(
 def am_softmax(
   embedded: jax.Array, weights: jax.Array, speaker: jax.Array
 ) -> jax.Array:
-  """Wang et al. 2018, equation 6, with scale 30 and margin 0.4. [B].
+  """Returns AM-softmax, with scale 30 and margin 0.4. [B].
+
+  Wang et al. 2018, equation 6.
 
   Args:
     embedded: [B, D].
@@ -118,7 +121,7 @@ nn_xavier = jax.nn.initializers.xavier_normal()
 def pairs(
   speakers: Sequence[str], groups: Sequence[Any]
 ) -> dict[str, np.ndarray]:
-  """Every pair of clips of a group, or of very many a million at random.
+  """Returns all pairs of clips of a group, of very many a million at random.
 
   Returns:
     `one`, `other`: int [T] clips; `same`: bool [T], whether of one speaker.
@@ -141,7 +144,7 @@ def pairs(
 def _listed(
   path: Path, ids: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Trials of a file in the form of Vox1-O's, and the clips they are of.
+  """Reads trials of a file in the form of Vox1-O's, and the clips they are of.
 
   Returns:
     As of `pairs`, of the clips used; int [N], which they are of `ids`.
@@ -200,3 +203,8 @@ def _eer(embedded: list[np.ndarray], targets: dict[str, np.ndarray]) -> float:
     ]
   )
   return equal_error_rate(score, targets["same"])
+
+
+VERIFICATION = TaskKind(
+  make, "speaker verification", Recipe(512, 200_000, 50, 20_000, 1_000.0)
+)

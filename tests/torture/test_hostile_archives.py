@@ -5,6 +5,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from hostile import damaged, fuzzed, told
@@ -39,7 +40,7 @@ def zipped(members, **options):
 
 
 def unpacked(root, name, content):
-  """Unpacks; whatever comes of it, nothing is elsewhere or but a file."""
+  """Unpacks; whatever comes of it, no file and no link leads elsewhere."""
   archive, folder = root / name, root / "in" / "to"
   archive.write_bytes(content)
   shutil.rmtree(root / "in", ignore_errors=True)
@@ -48,7 +49,8 @@ def unpacked(root, name, content):
   assert {*root.iterdir()} - {archive} == {root / "in"}
   assert [*(root / "in").iterdir()] == [folder]
   for path in folder.rglob("*"):
-    assert not path.is_symlink() and (path.is_dir() or path.is_file())
+    assert path.is_dir() or path.is_file()
+    assert folder in Path(os.path.realpath(path)).parents
   if not said:
     told(manifest.root_of, folder)
   archive.unlink()
@@ -83,6 +85,14 @@ ODD_MEMBERS = {
   "itself": [("l", {"type": HARD, "linkname": "l"})],
   "a fifo": [("l", {"type": tarfile.FIFOTYPE})],
   "a device": [("l", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5})],
+  "a link, and through it": [
+    ("l", {"type": LINK, "linkname": "d"}),
+    ("l/x", b"x"),
+  ],
+  "a link, and in its place": [
+    ("l", {"type": LINK, "linkname": "d/b.wav"}),
+    ("./l", b"x"),
+  ],
   "twice": [("a.wav", b"other")],
   "a file and a folder": [("a.wav/x", b"x")],
   "a folder and a file": [("d", b"x")],
@@ -101,7 +111,9 @@ def test_odd_members(tmp_path, what):
   secret.write_bytes(b"secret")
   root = tmp_path / "r"
   root.mkdir()
-  unpacked(root, "x.tar", tar([*GOOD, *ODD_MEMBERS[what]]))
+  message = unpacked(root, "x.tar", tar([*GOOD, *ODD_MEMBERS[what]]))
+  if what.startswith("a link, and"):
+    assert "through a link" in message
   for path in (root / "in").rglob("*"):
     assert path.is_dir() or b"secret" not in path.read_bytes()
     assert path.is_dir() or b"root:" not in path.read_bytes()
@@ -142,20 +154,19 @@ def test_headers_of_absurd_sizes(tmp_path, size, key):
   unpacked(tmp_path, "x.tar", file.getvalue())
 
 
-def test_copies_do_not_fill_the_disk(tmp_path):
-  copies = [(f"l{i}", {"type": HARD, "linkname": "big"}) for i in range(9)]
-  for members in (
-    [("big", bytes(1 << 20))] * 9,
-    [("big", bytes(1 << 20)), *copies],
-  ):
-    with pytest.MonkeyPatch.context() as patch:
-      usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
-      patch.setattr(shutil, "disk_usage", {tmp_path / "in" / "to": usage}.get)
-      for kind, mode in (("x.tar", "w"), ("x.tar.gz", "w:gz")):
-        said = unpacked(tmp_path, kind, tar(members, mode))
-        assert "GB free" in said and "\n" not in said
-        written = sum(p.stat().st_size for p in (tmp_path / "in").rglob("*"))
-        assert written < 8 << 20
+def test_copies_do_not_fill_the_disk(tmp_path, monkeypatch):
+  links = [(f"l{i}", {"type": HARD, "linkname": "big"}) for i in range(9)]
+  links += [(f"s{i}", {"type": LINK, "linkname": "big"}) for i in range(9)]
+  usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+  monkeypatch.setattr(shutil, "disk_usage", {tmp_path / "in" / "to": usage}.get)
+  for kind, mode in (("x.tar", "w"), ("x.tar.gz", "w:gz")):
+    message = unpacked(tmp_path, kind, tar([("big", bytes(1 << 20))] * 9, mode))
+    assert "GB free" in message and "\n" not in message
+    assert not any((tmp_path / "in" / "to").iterdir())
+    members = [("big", bytes(1 << 20)), *links]
+    assert not unpacked(tmp_path, kind, tar(members, mode))
+    written = [p.stat() for p in (tmp_path / "in" / "to").iterdir()]
+    assert len(written) == 19 and len({x.st_ino for x in written}) == 1
 
 
 def test_a_declared_bomb_writes_nothing(tmp_path):

@@ -150,9 +150,8 @@ def unpack(archive: Path, folder: Path) -> None:
         _check_room(archive, folder, sum(m.size for m in members))
         files = [m for m, link in zip(members, links) if link or m.isfile()]
         file.extractall(folder, files, filter="data")
-      _report_lost(
-        archive, [name for name in names if not os.path.exists(folder / name)]
-      )
+      lost = [name for name in names if not os.path.exists(folder / name)]
+      _leave_out(archive, folder, lost)
   except UserError:
     raise
   except Exception as error:  # Passwords, tears and odd headers raise many.
@@ -231,7 +230,9 @@ def _check_room(archive: Path, folder: Path, size: int) -> None:
     )
 
 
-def _report_lost(archive: Path, lost: Sequence[str]) -> None:
+def _leave_out(archive: Path, folder: Path, lost: Sequence[str]) -> None:
+  for name in lost:  # Links to what is not there.
+    (folder / name).unlink(missing_ok=True)
   if lost:
     logging.getLogger("ssl_jax").warning(
       "--input=%s: left out %d members that are no files, as %r",
