@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.errors import UserError, nearest
+from ssl_jax.objectives import OBJECTIVES
 
 # paper.md, "Architectures": updates; peak learning rate of HuBERT and TERA, and
 # of wav2vec 2.0. The two sizes whose updates are not published (None), and any
@@ -48,7 +49,7 @@ _RECIPE = {
 _LARGE_LEARNING_RATE = {"hubert": 2e-4, "tera": 5e-5}
 
 _CHOICES = {
-  "objective": ("hubert", "wav2vec2", "tera"),
+  "objective": OBJECTIVES,
   "iteration": ("single", "1", "2"),
   "budget": ("full", "half"),
 }

@@ -280,6 +280,16 @@ RUN = {
       high=1e7,
     ),
   },
+  "encode": {
+    "batch_seconds": Knob(
+      60.0,
+      "Seconds of padded audio a batch where an encoder runs over a corpus "
+      "(codebooks, labels): memory only.",
+      role="speed",
+      low=0.1,
+      high=1e7,
+    ),
+  },
   "checkpoint": {
     "every": Knob(
       5_000,

@@ -68,8 +68,8 @@ def main() -> dict:
   from ssl_jax.devices import sharding
   from ssl_jax.files import alone
   from ssl_jax.labelling import corpus, fairseq
-  from ssl_jax.pretrained import corpus_pass
   from ssl_jax.pretrained.load import load_encoder
+  from ssl_jax.signal import fbank
 
   config, layer = cli.FLAGS.config, _LAYER.value
   if layer.isdecimal():
@@ -81,7 +81,7 @@ def main() -> dict:
     with alone(folder, f"--workdir={folder}"):
       return _said(folder, fairseq.import_labels(_open(config), km, folder))
   if layer == "mfcc":
-    states, origin, beside = corpus_pass.mfcc_states, None, Path("runs")
+    states, origin, beside = fbank.mfcc_at_frames, None, Path("runs")
   elif not layer.isdecimal():
     raise UserError(f"--layer={layer}: expected a number, or mfcc")
   elif _CHECKPOINT.value is None:

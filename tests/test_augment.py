@@ -173,7 +173,7 @@ def test_only_what_the_encoder_hears_is_altered(monkeypatch):
   batch = {
     "waveform": jnp.full((2, 8_000), 300, jnp.int16),
     "length": jnp.full(2, 8_000),
-    "rows": jnp.arange(2),
+    "draw_id": jnp.arange(2),
   }
   train_step = jax.jit(step.make_train_step(objective, adam, config))
   clean, as_it_is = train_step(state, batch)
@@ -191,5 +191,5 @@ def test_only_what_the_encoder_hears_is_altered(monkeypatch):
   )
   valid_step = jax.jit(step.make_valid_step(objective, config))
   fresh = jax.jit(lambda: step.init_state(objective, adam, config))()
-  sums = valid_step(fresh["params"], batch)
+  sums = valid_step({"params": fresh["params"]}, batch)
   assert np.isfinite(sums["cross_entropy"][0])

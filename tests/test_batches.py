@@ -261,7 +261,7 @@ def iterate(source, planned, start=0, number=6, threads=2, workers=0, **rest):
 
 def assert_same_batches(ours, theirs):
   for a, b in zip(ours, theirs, strict=True):
-    assert a.keys() == b.keys() == {"waveform", "length", "record", "rows"}
+    assert a.keys() == b.keys() == {"waveform", "length", "record", "draw_id"}
     for key in a:
       assert a[key].dtype == b[key].dtype
       np.testing.assert_array_equal(a[key], b[key])

@@ -33,12 +33,12 @@ def case():
   inputs = {
     "waveform": jnp.asarray(waveform),
     "length": jnp.asarray(length),
-    "rows": jnp.arange(2),
+    "draw_id": jnp.arange(2),
     "frame_mask": jnp.asarray(frame_mask),
     "mask": jnp.asarray(frame_mask & (rng.random((2, 29)) < 0.5)),
     "labels": jnp.asarray(labels),
   }
-  objective = hubert.Objective(config, jnp.float32)
+  objective = hubert.Hubert(config, jnp.float32)
   inputs["targets"] = objective.targets(inputs, None)
   params = objective.init(jax.random.key(0), inputs, None, 0)["params"]
   return objective, params, inputs
@@ -119,7 +119,7 @@ def test_mfcc_labels_are_every_second_frames_nearest_centroid(case):
     fbank.mfcc_with_deltas(inputs["waveform"], inputs["length"])
   )
   codebook = frames[0, rng.choice(40, 7, replace=False)]
-  objective = hubert.Objective(config, jnp.float32, (codebook,))
+  objective = hubert.Hubert(config, jnp.float32, (codebook,))
   labels = objective.targets(inputs, None)[..., 0]
   distance = np.square(frames[:, :, None] - codebook).sum(axis=-1)
   for row, count in enumerate([29, 18]):
@@ -138,7 +138,7 @@ def test_frames_without_a_label_do_not_count(case):
 
 
 def test_symptoms_name_what_to_change():
-  objective = hubert.Objective(config_lib.base(), jnp.float32)
+  objective = hubert.Hubert(config_lib.base(), jnp.float32)
   healthy = {"label_perplexity": 60.0, "unused_labels": 3.0}
   assert objective.symptoms(healthy) == {}
   collapsed = {"label_perplexity": 2.0, "unused_labels": 97.0}

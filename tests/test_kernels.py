@@ -197,7 +197,7 @@ def lower(function, placed, *arguments):
   assert "tpu_custom_call" in text
 
 valid_step = step.make_valid_step(objective, config, mesh)
-lower(valid_step, (None, by_row), state["params"], batch)
+lower(valid_step, (None, by_row), {"params": state["params"]}, batch)
 
 backbone = Backbone(config, jnp.float32)
 waveform = jax.ShapeDtypeStruct((4, 6400), jnp.float32)

@@ -28,6 +28,7 @@ from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
 from ssl_jax.pretrained import corpus_pass
 from ssl_jax.pretrained.load import load_encoder
+from ssl_jax.signal import fbank
 from ssl_jax.training import loop, step
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,7 @@ def tiny(audio: Path, labels: str, clusters: tuple[int, ...]):
   config.data.min_seconds = 0.3
   config.data.bucket_seconds = (4.0,)  # No clip is longer: none is cropped.
   config.batch.seconds = config.eval.batch_seconds = 6.0
+  config.encode.batch_seconds = 6.0
   config.budget.updates = 2
   config.optimizer.warmup_fraction = 0.0
   config.checkpoint.every = 1
@@ -85,12 +87,12 @@ def work(audio):
   """What `label_corpus` is given, but for the folder: labels of MFCC."""
   config = tiny(audio, "", (CLUSTERS,))
   config.data.bucket_seconds = (0.8, LAST_BUCKET / 16_000)
-  config.eval.batch_seconds = 3.2
+  config.encode.batch_seconds = 3.2
   splits = ("train", "valid")
   return {
     "config": config,
     "sources": {name: open_source(config.data, name) for name in splits},
-    "states": corpus_pass.mfcc_states,
+    "states": fbank.mfcc_at_frames,
     "clusters": CLUSTERS,
     "origin": {"layer": "mfcc", "checkpoint": None},
     "by_row": sharding.by_row(sharding.make_mesh()),
@@ -640,7 +642,7 @@ def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
     f"--config.data.dir={audio}/train",
     f"--config.data.valid_dir={audio}/valid",
     f"--config.data.bucket_seconds=(0.8,{LAST_BUCKET / 16_000})",
-    "--config.eval.batch_seconds=3.2",
+    "--config.encode.batch_seconds=3.2",
     f"--checkpoint={run}/checkpoints/2",
     "--layer=1",
     f"--clusters={CLUSTERS}",

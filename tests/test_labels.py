@@ -735,7 +735,7 @@ def test_labels_in_a_batch_are_those_of_its_audio(spoken):
     one = batches.load_batch(source, rows, 8, labels=sets[1:])
     np.testing.assert_array_equal(one["labels"], batch["labels"][..., 1:])
     bare = batches.load_batch(source, rows, 8)
-    assert bare.keys() == {"waveform", "length", "record", "rows"}
+    assert bare.keys() == {"waveform", "length", "record", "draw_id"}
   assert cropped > 20
   empty = 0
   for rows in batch_plan.valid_batches(source.num_samples, BUCKETS, 10.0):
@@ -787,9 +787,8 @@ def iterate(source, sets, threads=2, workers=0, **share):
 
 def assert_same(ours, theirs):
   for a, b in zip(ours, theirs, strict=True):
-    assert (
-      a.keys() == b.keys() == {"waveform", "length", "record", "rows", "labels"}
-    )
+    keys = {"waveform", "length", "record", "draw_id", "labels"}
+    assert a.keys() == b.keys() == keys
     for key in a:
       assert a[key].dtype == b[key].dtype
       np.testing.assert_array_equal(a[key], b[key])

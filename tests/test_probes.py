@@ -312,7 +312,7 @@ def test_features_are_the_states_of_each_clip(tmp_path):
 
 
 def test_features_are_computed_once_and_gone_on_with(tmp_path, monkeypatch):
-  config = settings(**{"eval.batch_seconds": 2.0})
+  config = settings(**{"encode.batch_seconds": 2.0})
   source, calls = run._open(config, "valid"), []
   encoder = encoders.log_mel()
 
@@ -393,7 +393,7 @@ def test_features_in_use_stay_as_they_are(tmp_path):
 
 
 def test_caches_are_of_their_audio_batches_and_size(tmp_path):
-  config = settings(**{"eval.batch_seconds": 2.0})
+  config = settings(**{"encode.batch_seconds": 2.0})
   source = run._open(config, "valid")
 
   class Louder:
@@ -414,7 +414,7 @@ def test_caches_are_of_their_audio_batches_and_size(tmp_path):
   progress = json.loads((cache / "progress.json").read_text())
   (cache / "progress.json").write_text(json.dumps(progress | {"batches": 1}))
   np.lib.format.open_memmap(cache / "features.npy", "r+")[:] = 0
-  config.eval.batch_seconds = 4.0  # Of which the batches done say nothing.
+  config.encode.batch_seconds = 4.0  # Of which the batches done say nothing.
   np.testing.assert_array_equal(extract(source), first)
   with (cache / "features.npy").open("r+") as torn:
     torn.truncate(1000)
@@ -440,7 +440,7 @@ class Unreadable:
 
 @pytest.mark.parametrize("clip", [0, -1])
 def test_features_of_what_was_not_read_are_never_taken(tmp_path, clip):
-  config = settings(**{"eval.batch_seconds": 2.0})
+  config = settings(**{"encode.batch_seconds": 2.0})
   source, encoder = run._open(config, "valid"), encoders.log_mel()
   clip %= len(source.ids)
 
@@ -458,11 +458,11 @@ def test_features_of_what_was_not_read_are_never_taken(tmp_path, clip):
 def test_a_cache_begun_anew_is_not_taken_for_the_one_before(
   tmp_path, monkeypatch
 ):
-  config = settings(**{"eval.batch_seconds": 2.0})
+  config = settings(**{"encode.batch_seconds": 2.0})
   source, encoder = run._open(config, "valid"), encoders.log_mel()
 
   def extract(batch_seconds):
-    config.eval.batch_seconds = batch_seconds
+    config.encode.batch_seconds = batch_seconds
     found = features.extract(encoder, source, config, False, tmp_path, BY_ROW)
     return np.array(found.values)
 

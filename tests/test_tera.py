@@ -33,7 +33,7 @@ def inputs():
   batch = {
     "waveform": jnp.asarray(waveform, jnp.int16),
     "length": jnp.asarray(LENGTHS, jnp.int32),
-    "rows": jnp.arange(ROWS),
+    "draw_id": jnp.arange(ROWS),
   }
   config, objective = make()
   return prepare(objective, config, batch, jax.random.key(1))

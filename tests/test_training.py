@@ -188,7 +188,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
   batch = {
     "waveform": rng.integers(-3_000, 3_000, (6, 8_000)).astype(np.int16),
     "length": np.array([8_000, 7_000, 8_000, 0, 5_000, 6_000], np.int32),
-    "rows": np.arange(6, dtype=np.int32),
+    "draw_id": np.arange(6, dtype=np.int32),
   }
   results = []
   for parts in (1, 3):

@@ -103,12 +103,12 @@ def pair():
   inputs = {
     "waveform": jnp.asarray(waveform),
     "length": jnp.full(3, 9_600),
-    "rows": jnp.arange(3),
+    "draw_id": jnp.arange(3),
     "mask": jnp.asarray(mask),
     "frame_mask": jnp.ones(mask.shape, bool),
     "targets": jnp.asarray(negatives),
   }
-  return reference, wav2vec2.Objective(config, jnp.float32), params, inputs
+  return reference, wav2vec2.Wav2Vec2(config, jnp.float32), params, inputs
 
 
 def run_reference(reference, inputs):
@@ -259,7 +259,7 @@ def test_a_negative_of_the_same_code_does_not_count():
 def test_temperature_falls_to_its_end(pair):
   config = config_lib.base()
   config.objective.name = "wav2vec2"
-  objective = wav2vec2.Objective(config, jnp.float32)
+  objective = wav2vec2.Wav2Vec2(config, jnp.float32)
   for update in (0, 1, 1_000, 100_000, 250_000, 400_000):
     expected = max(2.0 * 0.999995**update, 0.5)
     value = objective.schedules(update)["temperature"]

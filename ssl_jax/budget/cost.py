@@ -9,7 +9,7 @@ from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.budget.flops import REFERENCE_CROP, readable
 from ssl_jax.errors import UserError
-from ssl_jax.objectives import hubert
+from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
 
 _PARTS = ("stem", "projection", "positions", "attention", "ffn", "head")
@@ -25,7 +25,7 @@ def facts(
     params: of its model.
     hours: of its corpus.
     with_earlier: whether the budget also pays for what HuBERT's stored labels
-      cost: the run that trained their encoder (`config.hubert.earlier`), and
+      cost: the run that trained their encoder (`Objective.earlier`), and
       labelling.
 
   Raises:
@@ -35,8 +35,8 @@ def facts(
   forward = updates_lib.clip_flops(config, REFERENCE_CROP)
   per_update = updates_lib.update_flops(config)
   earlier = labelling = 0.0
-  if hubert.stored_label_sets(config) and config.hubert.earlier:
-    other = config_lib.load(config.hubert.earlier)
+  if origin := make_objective(config).earlier():
+    other = config_lib.load(origin)
     earlier = updates_lib.run_flops(other)
     crops = hours * 3600 * SAMPLE_RATE / REFERENCE_CROP
     labelling = crops * updates_lib.clip_flops(other, REFERENCE_CROP).total
@@ -98,7 +98,8 @@ def table(facts: dict[str, Any], config: ConfigDict) -> str:
   }
   if facts["earlier_flops"]:
     rows["labels"] = (
-      f"{readable(facts['earlier_flops'])}FLOP for {config.hubert.earlier}, "
+      f"{readable(facts['earlier_flops'])}FLOP for "
+      f"{make_objective(config).earlier()}, "
       f"{readable(facts['labelling_flops'])}FLOP for labelling"
     )
   return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())

@@ -8,7 +8,7 @@ the length that the published budgets refer to (paper.md, "FLOPs").
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import SAMPLE_RATE, optimizers
 from ssl_jax import config as config_lib
 from ssl_jax.budget.flops import (
   REFERENCE_CROP,
@@ -18,6 +18,7 @@ from ssl_jax.budget.flops import (
 )
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import make_objective
+from ssl_jax.objectives.inputs import abstract_params
 from ssl_jax.optimizers import schedule as schedule_lib
 
 
@@ -33,9 +34,11 @@ def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
 
 
 def update_flops(config: ConfigDict) -> float:
-  """Training FLOPs of an update: `batch.seconds` of reference crops."""
+  """Counts an update without padding: `batch.seconds` of reference crops."""
   crops = config.batch.seconds * SAMPLE_RATE / REFERENCE_CROP
-  return crops * clip_flops(config, REFERENCE_CROP).training
+  return crops * clip_flops(config, REFERENCE_CROP).training + optimizers.flops(
+    config, abstract_params
+  )
 
 
 def run_flops(config: ConfigDict) -> float:

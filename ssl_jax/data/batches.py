@@ -191,7 +191,7 @@ def _load(
     "waveform": np.zeros((len(mine), rows.bucket_length), np.int16),
     "length": np.zeros(len(mine), np.int32),
     "record": np.full(len(mine), -1, np.int64),
-    "rows": mine.astype(np.int32),
+    "draw_id": mine.astype(np.int32),
   }
   if labels:
     shape = len(mine), num_frames(rows.bucket_length), len(labels)

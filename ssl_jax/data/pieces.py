@@ -23,7 +23,7 @@ class Pieces:
     num_samples: np.ndarray,
     clips: np.ndarray,
     bucket_lengths: Sequence[int],
-    batch_seconds: float,
+    padded_seconds: float,
   ):
     """Cuts clips into pieces and those into batches.
 
@@ -31,7 +31,7 @@ class Pieces:
       num_samples: int [N] lengths of a source's clips.
       clips: int [n] those to read.
       bucket_lengths: ascending, in samples.
-      batch_seconds: of padded audio a batch.
+      padded_seconds: of a batch, padding counted.
     """
     samples = np.asarray(num_samples, np.int64)[clips]
     step = num_frames(bucket_lengths[-1])  # Frames of a whole piece.
@@ -46,7 +46,7 @@ class Pieces:
     self._batches = []  # (bucket length, rows, pieces)
     for index, length in enumerate(bucket_lengths):
       pieces = np.flatnonzero(bucket == index)
-      rows = max(1, round(batch_seconds * SAMPLE_RATE / length))
+      rows = max(1, round(padded_seconds * SAMPLE_RATE / length))
       self._batches += [
         (length, rows, pieces[first : first + rows])
         for first in range(0, len(pieces), rows)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.objectives.hubert import label_sets
+from ssl_jax.objectives import make_objective
 from ssl_jax.pretrained import corpus_pass as frames_lib
 from ssl_jax.signal import fbank, kmeans
 
@@ -22,22 +22,18 @@ _log = logging.getLogger("ssl_jax")
 def mfcc_codebooks(
   config: ConfigDict, workdir: Path, source: Source
 ) -> tuple[np.ndarray, ...]:
-  """The codebooks of a run's "mfcc" label sets, [K, 39] each.
+  """Returns the codebooks that the run's objective asks for, [K, 39] each.
 
-  Fitted on a sample of the training audio and saved in the workdir, unless they
-  are there already, or in that of the run's trunk, whose head is of those. One
-  device does it, lest their number changed the labels.
+  Fitted on a sample of the training audio and saved in the workdir, or reused
+  from there, or from the trunk run, whose head was trained on those clusters.
+  One device does it, so that the labels do not depend on their number.
 
   Raises:
     UserError: too few frames, or a damaged file.
   """
-  if config.objective.name != "hubert":
-    return ()
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   codebooks, frames = [], None
-  for name, clusters in zip(label_sets(config), config.hubert.clusters):
-    if name != "mfcc":
-      continue
+  for clusters in make_objective(config).fitted_codebooks():
     folder = workdir / f"mfcc-{clusters}"
     theirs = Path(config.budget.trunk or workdir) / folder.name
     if (folder / "codebook.npy").exists():

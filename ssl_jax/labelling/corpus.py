@@ -71,7 +71,7 @@ def label_corpus(
     "origin": origin | {"checkpoint": checkpoint},  # Wherever it lies.
     "kmeans": config.kmeans.to_dict(),
     "seed": config.seed,
-    "pieces": [*config.data.bucket_seconds, config.eval.batch_seconds],
+    "pieces": [*config.data.bucket_seconds, config.encode.batch_seconds],
     "corpus": {split: corpus_hash(source) for split, source in sources.items()},
   }
   claim(

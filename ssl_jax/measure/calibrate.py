@@ -78,7 +78,7 @@ def noise_step(
   made = {
     "waveform": rng.integers(-3000, 3000, (rows, length)),
     "length": np.full(rows, length),
-    "rows": np.arange(rows),
+    "draw_id": np.arange(rows),
   }
   shapes = inputs_lib.abstract_batch(config, rows, length)
   if "labels" in shapes:

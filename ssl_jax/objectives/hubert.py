@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.errors import UserError
@@ -18,6 +17,7 @@ from ssl_jax.knobs import Knob, is_of
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.objectives import terms
+from ssl_jax.objectives.objective import Objective
 from ssl_jax.signal import fbank, kmeans
 
 KNOBS = {
@@ -48,48 +48,16 @@ KNOBS = {
 }
 
 
-def check(config: ConfigDict) -> None:
-  """Checks the knobs of `config.hubert` against each other.
+class Hubert(Objective):
+  """Cross entropy of the masked frames' labels (`Objective` is the contract).
 
-  Raises:
-    UserError: there are not as many numbers of clusters as label sets.
-  """
-  hubert = config.hubert
-  if len(label_sets(config)) != len(hubert.clusters):
-    raise UserError(
-      f"config.hubert.clusters={hubert.clusters!r} must name as many "
-      f"numbers as config.hubert.labels={hubert.labels!r} label sets"
-    )
-  if not all(is_of(clusters, int) for clusters in hubert.clusters):
-    raise UserError(
-      f"config.hubert.clusters={hubert.clusters!r}: expected whole numbers"
-    )
-
-
-def stored_label_sets(config: ConfigDict) -> list[str]:
-  """Returns the folders whose labels come with the batches."""
-  if config.objective.name != "hubert":
-    return []
-  return [entry for entry in label_sets(config) if entry != "mfcc"]
-
-
-def label_sets(config: ConfigDict) -> list[str]:
-  """Returns the entries of `hubert.labels`: "mfcc" or a folder."""
-  return [entry.strip() for entry in config.hubert.labels.split(",")]
-
-
-class Objective(nn.Module):
-  """The contract is described in `ssl_jax.objectives`.
-
-  codebooks: [K, 39] of each "mfcc" label set, in their order; zeros stand in
-    where only shapes matter.
+  A codebook belongs to each "mfcc" label set, in their order; zeros stand in
+  where only shapes matter.
   """
 
-  config: ConfigDict
-  dtype: jnp.dtype
-  codebooks: tuple[np.ndarray, ...] = ()
-
+  title = "HuBERT"
   main = "cross_entropy"
+  knobs = KNOBS
 
   @property
   def weights(self) -> dict[str, float]:
@@ -102,17 +70,14 @@ class Objective(nn.Module):
     """-> int32 [B, T, sets], -1 where there is no label."""
     del keys
     waveform, length = inputs["waveform"], inputs["length"]
-    frames = num_frames(waveform.shape[1])
     labels, stored, fitted = [], 0, 0
     for name, clusters in self._sets():
       if name == "mfcc":
         codebook = np.zeros((clusters, 39), np.float32)
         if self.codebooks:
           codebook = self.codebooks[fitted]
-        # Of the two MFCC frames in 20 ms, the first, as published.
-        mfcc = fbank.mfcc_with_deltas(waveform, length)
-        every_second = mfcc[:, : 2 * frames : 2]
-        labels.append(kmeans.nearest(every_second, codebook))
+        mfcc = fbank.mfcc_at_frames(waveform, length)
+        labels.append(kmeans.nearest(mfcc, codebook))
         fitted += 1
       else:
         label = inputs["labels"][..., stored].astype(jnp.int32)
@@ -141,7 +106,11 @@ class Objective(nn.Module):
     del update
     hubert = self.config.hubert
     encoded = Backbone(self.config, self.dtype, name="backbone")(
-      inputs["waveform"], inputs["length"], inputs["mask"], key, inputs["rows"]
+      inputs["waveform"],
+      inputs["length"],
+      inputs["mask"],
+      key,
+      inputs["draw_id"],
     )
     sets = len(hubert.clusters)
     projected = nn.Dense(
@@ -150,7 +119,7 @@ class Objective(nn.Module):
       kernel_init=torch_linear_init,
       name="final_proj",
     )(encoded.hidden)
-    projected = jnp.split(projected, sets, axis=-1)  # Of [B, T, final_dim].
+    projected = jnp.split(projected, sets, axis=-1)  # Each [B, T, D'].
     labels = inputs["targets"]
     labelled = (labels >= 0).all(axis=-1)
     masked = inputs["mask"] & labelled
@@ -190,12 +159,12 @@ class Objective(nn.Module):
     return values
 
   def symptoms(self, values: dict) -> dict[str, str]:
-    found = {}
+    symptoms = {}
     for i, clusters in enumerate(self.config.hubert.clusters):
       which = f"_{i}" if len(self.config.hubert.clusters) > 1 else ""
       perplexity = values[f"label_perplexity{which}"]
       if perplexity < 0.1 * clusters:
-        found[f"label_perplexity{which}"] = (
+        symptoms[f"label_perplexity{which}"] = (
           f"label perplexity is {perplexity:.1f} of {clusters} clusters: "
           "nearly all frames share a few labels. Check that the audio is "
           "speech at its full level, fit the codebook on more of it "
@@ -204,16 +173,12 @@ class Objective(nn.Module):
         )
       unused = values[f"unused_labels{which}"]
       if unused > 0.5 * clusters:
-        found[f"unused_labels{which}"] = (
+        symptoms[f"unused_labels{which}"] = (
           f"{unused:.0f} of {clusters} clusters never occur: fit them on this "
           "audio, or ask for fewer (config.hubert.clusters, ssl_jax.label "
           "--clusters)"
         )
-    return found
-
-  def schedules(self, update: int) -> dict[str, float]:
-    del update
-    return {}
+    return symptoms
 
   def head_flops(self, num_samples: int) -> int:
     hubert = self.config.hubert
@@ -222,13 +187,43 @@ class Objective(nn.Module):
     return 2 * num_frames(num_samples) * hubert.final_dim * per_frame
 
   def target_flops(self, num_samples: int) -> int:
-    fitted = [clusters for name, clusters in self._sets() if name == "mfcc"]
+    fitted = self.fitted_codebooks()
     nearest = 2 * num_frames(num_samples) * 39 * sum(fitted)
     return len(fitted) * fbank.mfcc_flops(num_samples) + nearest
 
+  def check(self) -> None:
+    hubert = self.config.hubert
+    if len(_names(hubert.labels)) != len(hubert.clusters):
+      raise UserError(
+        f"config.hubert.clusters={hubert.clusters!r} must name as many "
+        f"numbers as config.hubert.labels={hubert.labels!r} label sets"
+      )
+    if not all(is_of(clusters, int) for clusters in hubert.clusters):
+      raise UserError(
+        f"config.hubert.clusters={hubert.clusters!r}: expected whole numbers"
+      )
+
+  def setting(self) -> str:
+    hubert = self.config.hubert
+    return f"hubert ({hubert.labels}, {(*hubert.clusters,)})"
+
+  def stored_labels(self) -> list[tuple[str, int]]:
+    return [(name, k) for name, k in self._sets() if name != "mfcc"]
+
+  def fitted_codebooks(self) -> list[int]:
+    return [k for name, k in self._sets() if name == "mfcc"]
+
+  def earlier(self) -> str:
+    return self.config.hubert.earlier if self.stored_labels() else ""
+
   def _sets(self) -> list[tuple[str, int]]:
-    names = label_sets(self.config)
-    return list(zip(names, self.config.hubert.clusters, strict=True))
+    hubert = self.config.hubert
+    return list(zip(_names(hubert.labels), hubert.clusters, strict=True))
 
   def _usages(self) -> list[str]:
     return [f"usage_{i}" for i in range(len(self.config.hubert.clusters))]
+
+
+def _names(labels: str) -> list[str]:
+  """Returns the entries of `hubert.labels`: "mfcc" or a folder."""
+  return [entry.strip() for entry in labels.split(",")]

@@ -4,14 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models.backbone import frame_mask
 from ssl_jax.models.dropout import row_keys
 from ssl_jax.objectives import make_objective
-from ssl_jax.objectives.hubert import stored_label_sets
+from ssl_jax.objectives.objective import Objective
 from ssl_jax.signal import masking
 
 # Purposes of the keys drawn from a batch's key.
@@ -24,26 +23,37 @@ def abstract_batch(config: ConfigDict, rows: int, length: int) -> dict:
   batch = {
     "waveform": jax.ShapeDtypeStruct((rows, length), jnp.int16),
     "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    "draw_id": jax.ShapeDtypeStruct((rows,), jnp.int32),
   }
-  if sets := len(stored_label_sets(config)):
+  if sets := len(make_objective(config).stored_labels()):
     shape = (rows, num_frames(length), sets)
     batch["labels"] = jax.ShapeDtypeStruct(shape, jnp.uint16)
   return batch
 
 
 def prepare(
-  objective: nn.Module, config: ConfigDict, batch: dict, key: jax.Array
+  objective: Objective,
+  config: ConfigDict,
+  batch: dict,
+  key: jax.Array,
+  extra: Any = None,
 ) -> dict:
   """Adds what needs no parameters: float waveform, masks, targets.
 
   Done on the whole batch before it is split into microbatches, as masks are
   trimmed to a common share over it.
+
+  Args:
+    objective: that makes the targets.
+    config: of the run.
+    batch: as it comes to the device.
+    key: of the batch.
+    extra: the objective's extra state, which `targets` may use.
   """
   waveform = batch["waveform"].astype(jnp.float32) / 2**15
   real = frame_mask(batch["length"], num_frames(waveform.shape[1]))
   mask = masking.sample_spans(
-    row_keys(jax.random.fold_in(key, MASK), batch["rows"]),
+    row_keys(jax.random.fold_in(key, MASK), batch["draw_id"]),
     real.sum(axis=1),
     real.shape[1],
     config.masking.mask_prob,
@@ -51,12 +61,17 @@ def prepare(
     config.masking.min_masks,
   )
   inputs = batch | {"waveform": waveform, "mask": mask, "frame_mask": real}
-  keys = row_keys(jax.random.fold_in(key, TARGETS), batch["rows"])
-  return inputs | {"targets": objective.targets(inputs, keys)}
+  keys = row_keys(jax.random.fold_in(key, TARGETS), batch["draw_id"])
+  return inputs | {"targets": objective.targets(inputs | beside(extra), keys)}
+
+
+def beside(extra: Any) -> dict:
+  """Returns what extra state adds to the inputs of an objective."""
+  return {"extra": jax.lax.stop_gradient(extra)} if extra else {}
 
 
 def init_params(
-  objective: nn.Module, config: ConfigDict, key: jax.Array
+  objective: Objective, config: ConfigDict, key: jax.Array
 ) -> tuple[dict, Any]:
   """Makes fresh parameters; jittable.
 

@@ -21,6 +21,7 @@ from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import row_keys
 from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.objectives import terms
+from ssl_jax.objectives.objective import Objective
 from ssl_jax.signal import fbank
 
 _TARGET_SIZE = 2 * 3 * 13
@@ -45,27 +46,12 @@ KNOBS = {
 }
 
 
-def check(config: ConfigDict) -> None:
-  """Checks the knobs of `config.tera` against each other.
+class Tera(Objective):
+  """Distance to the masked frames' MFCC (`Objective` is the contract)."""
 
-  Raises:
-    UserError: the shares of clips sum to more than 1.
-  """
-  if config.tera.time_swap + config.tera.time_keep > 1:
-    raise UserError(
-      f"config.tera.time_swap={config.tera.time_swap} and "
-      f"config.tera.time_keep={config.tera.time_keep} are shares of the same "
-      "clips: lower one"
-    )
-
-
-class Objective(nn.Module):
-  """The contract is described in `ssl_jax.objectives`."""
-
-  config: ConfigDict
-  dtype: jnp.dtype
-
+  title = "TERA"
   main = "l1"
+  knobs = KNOBS
 
   @property
   def weights(self) -> dict[str, float]:
@@ -97,14 +83,14 @@ class Objective(nn.Module):
     del update
     mask, alter = inputs["mask"], lambda normed: normed
     if key is not None:
-      keys = row_keys(jax.random.fold_in(key, 2), inputs["rows"])
+      keys = row_keys(jax.random.fold_in(key, 2), inputs["draw_id"])
       mask, alter = _alteration(self.config.tera, inputs, keys)
     encoded = Backbone(self.config, self.dtype, name="backbone")(
       inputs["waveform"],
       inputs["length"],
       mask,
       key,
-      inputs["rows"],
+      inputs["draw_id"],
       alter=alter,
     )
     predicted = nn.Dense(
@@ -124,16 +110,14 @@ class Objective(nn.Module):
       "feature_penalty": terms.feature_penalty(encoded, inputs["frame_mask"]),
     }
 
-  def values(self, means: dict) -> dict:
-    return means
-
-  def symptoms(self, values: dict) -> dict[str, str]:
-    del values
-    return {}
-
-  def schedules(self, update: int) -> dict[str, float]:
-    del update
-    return {}
+  def check(self) -> None:
+    tera = self.config.tera
+    if tera.time_swap + tera.time_keep > 1:
+      raise UserError(
+        f"config.tera.time_swap={tera.time_swap} and "
+        f"config.tera.time_keep={tera.time_keep} are shares of the same "
+        "clips: lower one"
+      )
 
   def head_flops(self, num_samples: int) -> int:
     width = self.config.encoder.hidden_size

@@ -10,7 +10,6 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.errors import UserError
@@ -26,6 +25,7 @@ from ssl_jax.models.frontends.logmel import torch_linear_init
 from ssl_jax.models.frontends.waveform import STEM_LAYERS
 from ssl_jax.models.quantizer import Quantizer
 from ssl_jax.objectives import terms
+from ssl_jax.objectives.objective import Objective
 
 KNOBS = {
   "num_groups": Knob(
@@ -75,26 +75,14 @@ KNOBS = {
 }
 
 
-def check(config: ConfigDict) -> None:
-  """Checks the knobs of `config.wav2vec2` against each other.
+class Wav2Vec2(Objective):
+  """InfoNCE of quantized frames (`Objective` is the contract)."""
 
-  Raises:
-    UserError: the groups do not divide the codes.
-  """
-  if config.wav2vec2.code_dim % config.wav2vec2.num_groups:
-    raise UserError(
-      f"config.wav2vec2.code_dim={config.wav2vec2.code_dim} is not divisible "
-      f"by config.wav2vec2.num_groups={config.wav2vec2.num_groups}"
-    )
-
-
-class Objective(nn.Module):
-  """The contract is described in `ssl_jax.objectives`."""
-
-  config: ConfigDict
-  dtype: jnp.dtype
-
+  title = "wav2vec 2.0"
   main = "contrastive"
+  knobs = KNOBS
+  continues_heads = True
+  hf_type = "wav2vec2"
 
   @property
   def weights(self) -> dict[str, float]:
@@ -121,11 +109,11 @@ class Objective(nn.Module):
   ) -> dict:
     config, mask = self.config.wav2vec2, inputs["mask"]
     encoded = Backbone(self.config, self.dtype, name="backbone")(
-      inputs["waveform"], inputs["length"], mask, key, inputs["rows"]
+      inputs["waveform"], inputs["length"], mask, key, inputs["draw_id"]
     )
     words = gumbel_keys = None
     if key is not None:
-      keys = row_keys(jax.random.fold_in(key, 2), inputs["rows"])
+      keys = row_keys(jax.random.fold_in(key, 2), inputs["draw_id"])
       words, gumbel_keys = key_words(fold_in_all(keys, 0)), fold_in_all(keys, 1)
     features = dropout(encoded.normed, config.feature_dropout, words)
     quantized = Quantizer(config, name="quantizer")(
@@ -168,23 +156,23 @@ class Objective(nn.Module):
     return values
 
   def symptoms(self, values: dict) -> dict[str, str]:
-    config, found = self.config.wav2vec2, {}
+    config, symptoms = self.config.wav2vec2, {}
     codes = config.num_groups * config.num_codes
     if values["code_perplexity"] < 0.05 * codes:
-      found["code_perplexity"] = (
+      symptoms["code_perplexity"] = (
         f"code perplexity is {values['code_perplexity']:.1f} of {codes}: the "
         "quantizer has collapsed to a few codes. Raise config.wav2vec2."
         "diversity_weight or temperature_end, or lower config.optimizer."
         "learning_rate"
       )
     if values["contrastive"] < 0.05 * math.log(1 + config.num_negatives):
-      found["contrastive"] = (
+      symptoms["contrastive"] = (
         f"the contrastive loss is {values['contrastive']:.3f}, accuracy "
         f"{values['accuracy']:.2f}: too easy to be real. The negatives are "
         "hardly told apart (collapsed codes, silent or padded clips); see the "
         "code perplexity, and lower config.optimizer.learning_rate"
       )
-    return found
+    return symptoms
 
   def schedules(self, update: int) -> dict[str, float]:
     return {"temperature": float(self._temperature(update))}
@@ -203,9 +191,13 @@ class Objective(nn.Module):
     )
     return 2 * frames * per_frame
 
-  def target_flops(self, num_samples: int) -> int:
-    del num_samples
-    return 0
+  def check(self) -> None:
+    config = self.config.wav2vec2
+    if config.code_dim % config.num_groups:
+      raise UserError(
+        f"config.wav2vec2.code_dim={config.code_dim} is not divisible "
+        f"by config.wav2vec2.num_groups={config.num_groups}"
+      )
 
   def _temperature(self, update: jax.Array | int) -> jax.Array:
     config = self.config.wav2vec2

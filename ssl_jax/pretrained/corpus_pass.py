@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, num_frames
+from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.batches import make_iterator
 from ssl_jax.data.pieces import Pieces
 from ssl_jax.data.sources.source import Source
@@ -30,19 +30,13 @@ def mfcc(waveform: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
   return frames, fbank.num_fbank_frames(length)
 
 
-def mfcc_states(waveform: jax.Array, length: jax.Array) -> jax.Array:
-  """Every second MFCC frame, as HuBERT's targets have it. [B, T, 39]."""
-  frames = num_frames(waveform.shape[1])
-  return fbank.mfcc_with_deltas(waveform, length)[:, : 2 * frames : 2]
-
-
 def make_pieces(
   config: ConfigDict, source: Source, clips: np.ndarray | None = None
 ) -> Pieces:
   """The pieces of a source's clips, or of some, in batches for evaluation."""
   clips = np.arange(len(source.ids)) if clips is None else clips
   buckets = [round(s * SAMPLE_RATE) for s in config.data.bucket_seconds]
-  return Pieces(source.num_samples, clips, buckets, config.eval.batch_seconds)
+  return Pieces(source.num_samples, clips, buckets, config.encode.batch_seconds)
 
 
 def each_batch(

@@ -45,9 +45,9 @@ def _write_hf(
   folder: Path, name: str, encoder: Encoder, license: str
 ) -> dict[str, Any]:
   config, heads = encoder.config.copy_and_resolve_references(), {}
-  if config.objective.name == "wav2vec2" and (found := load_heads(encoder)):
-    config.wav2vec2.update(found[0])
-    heads = found[1]
+  if loaded := load_heads(encoder):
+    config[config.objective.name].update(loaded[0])
+    heads = loaded[1]
   made = hf_write.architecture(config, heads)
   hf_write.write(folder, config, encoder.params, heads)
   params = _size(encoder.params) + _size(heads)

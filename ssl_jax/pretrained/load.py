@@ -17,8 +17,9 @@ from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import restore_params
 from ssl_jax.config import validate
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 from ssl_jax.models.backbone import Backbone, compute_dtype
+from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.pretrained import hf_read
 
 _HF = "hf:"
@@ -192,14 +193,15 @@ def load_encoder(path: Path | str) -> Encoder:
 def _read(path: Path, folder: Path, saved: dict[str, Any]) -> Encoder:
   config = config_lib.base()
   try:
-    for section in ("objective", "wav2vec2", "frontend", "encoder"):
+    name = saved["objective"]["name"]
+    own = ("objective", name) if name in OBJECTIVES else ()
+    for section in (*own, "frontend", "encoder"):
       config[section].update(saved[section])
     config.compute_dtype = saved["compute_dtype"]
     validate(config)
-  except Exception as error:  # Of many kinds: whatever an older file lacks.
-    said = " ".join(str(error).split())
+  except Exception as error:  # The file may hold anything.
     raise UserError(
-      f"{path}: config.json is not of this version ({said})"
+      f"{path}: config.json is not of this version ({one_line(error)})"
     ) from error
   shapes = jax.eval_shape(
     Backbone(config, jnp.float32).init,

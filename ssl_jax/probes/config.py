@@ -68,11 +68,7 @@ _KNOBS = {
       10, "Updates a call of the compiled program.", low=1, high=10_000
     ),
   },
-  "eval": {
-    "batch_seconds": Knob(
-      60.0, "Seconds of audio a batch of features: memory only.", "speed", 0.1
-    ),
-  },
+  "encode": RUN["encode"],
 }
 _DATA = {"source": "embedded", "min_seconds": 0.1}  # Defaults unlike a run's.
 

@@ -89,7 +89,7 @@ def extract(
   settings = _whole_clips(config, source)
   pieces = corpus_pass.make_pieces(settings, source)
   # Progress counts batches, so it is valid only for the same batching.
-  plan = [config.eval.batch_seconds, *settings.data.bucket_seconds]
+  plan = [config.encode.batch_seconds, *settings.data.bucket_seconds]
   with _alone(folder, cache):
     start = _batches_done(cache, shape, plan)
     if start is None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssl_jax.budget.flops import readable
+from ssl_jax.errors import one_line
 from ssl_jax.files import read_jsonl, write_atomically
 from ssl_jax.objectives import OBJECTIVES
 
 _CURVES = Path(__file__).parent / "curves"
+_log = logging.getLogger("ssl_jax")
+
+
+def try_to_draw(workdir: Path) -> None:
+  """Draws `loss.png`; a failure is a warning, as the run itself is complete."""
+  try:
+    draw_losses(workdir)
+  except Exception as error:  # Nothing depends on the picture.
+    _log.warning("loss.png cannot be drawn: %s", one_line(error))
 
 
 def draw_losses(workdir: Path) -> Path:
@@ -28,14 +39,16 @@ def draw_losses(workdir: Path) -> Path:
   main = OBJECTIVES[name].main
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
-  reference = json.loads((_CURVES / f"{name}.json").read_text())
-  right.plot(
-    reference["update"],
-    np.divide(reference["main"], reference["chance"]),
-    color="lightgrey",
-    linewidth=5,
-    label=f"healthy: {reference['run']}",
-  )
+  healthy = _CURVES / f"{name}.json"
+  if healthy.exists():
+    reference = json.loads(healthy.read_text())
+    right.plot(
+      reference["update"],
+      np.divide(reference["main"], reference["chance"]),
+      color="lightgrey",
+      linewidth=5,
+      label=f"healthy: {reference['run']}",
+    )
   for split, style in (("train", "-"), ("valid", "o-")):
     own = [x for x in lines if x["split"] == split and x["loss"] is not None]
     if own:

@@ -7,8 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from ssl_jax.config import flatten, knobs
+from ssl_jax.objectives import make_objective
 from ssl_jax.pretrained.heads import load_heads
-from ssl_jax.pretrained.load import load_encoder
+from ssl_jax.pretrained.load import Encoder, load_encoder
 
 _log = logging.getLogger("ssl_jax")
 
@@ -33,25 +34,27 @@ def adopt(config: ConfigDict) -> ConfigDict:
     for section, name in architecture
     if section in ("frontend", "encoder")
   }
-  if config.objective.name == "wav2vec2" and (heads := load_heads(encoder)):
+  if heads := _heads(config, encoder):
     adopted |= {
-      f"wav2vec2.{name}": heads[0][name]
+      f"{section}.{name}": heads[0][name]
       for section, name in architecture
-      if section == "wav2vec2"
+      if section == config.objective.name
     }
   changed = {k: v for k, v in adopted.items() if v != ours[k]}
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(changed)
-  said = ", ".join(f"{k}={v!r}" for k, v in changed.items())
-  _log.info("architecture of %s%s", config.init_from, said and f": {said}")
+  changes = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+  _log.info(
+    "architecture of %s%s", config.init_from, changes and f": {changes}"
+  )
   return config
 
 
 def fill(config: ConfigDict, params: Any) -> Any:
   """Puts the parameters of `config.init_from` in place of fresh ones.
 
-  wav2vec 2.0 gets its quantizer and projections as well, where they were saved;
-  other objectives' heads are of their targets, and start afresh.
+  The head too where the objective continues heads and one was saved (wav2vec
+  2.0: its quantizer and projections); others start afresh, as their targets do.
 
   Args:
     config: as `adopt` returns it.
@@ -59,16 +62,16 @@ def fill(config: ConfigDict, params: Any) -> Any:
       do.
   """
   encoder = load_encoder(config.init_from)
-  found = {"backbone": encoder.params}
-  if config.objective.name == "wav2vec2" and (heads := load_heads(encoder)):
-    found |= heads[1]
+  loaded = {"backbone": encoder.params}
+  if heads := _heads(config, encoder):
+    loaded |= heads[1]
 
   def place(value: Any, fresh: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(
       fresh.shape, fresh.sharding, lambda index: value[index]
     )
 
-  fresh = sorted(params.keys() - found.keys())
+  fresh = sorted(params.keys() - loaded.keys())
   _log.info(
     "parameters of %s%s",
     config.init_from,
@@ -76,5 +79,15 @@ def fill(config: ConfigDict, params: Any) -> Any:
   )
   return params | {
     name: jax.tree.map(place, tree, params[name])
-    for name, tree in found.items()
+    for name, tree in loaded.items()
   }
+
+
+def _heads(
+  config: ConfigDict, encoder: Encoder
+) -> tuple[dict[str, Any], Any] | None:
+  """Returns the encoder's head, where it is one of the run's objective."""
+  same = encoder.config.objective.name == config.objective.name
+  if not same or not make_objective(config).continues_heads:
+    return None
+  return load_heads(encoder)

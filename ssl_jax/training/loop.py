@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +117,9 @@ def _train(
     state = jax.jit(init, out_shardings=placed)()
     if config.init_from:
       state["params"] = init_from.fill(config, state["params"])
+      if "extra" in state:
+        remake = jax.jit(objective.init_extra, out_shardings=placed["extra"])
+        state["extra"] = remake(state["params"])
     spent = {k: 0 for k in ("audio_samples", "flops", "trunk_flops")} | {
       k: 0.0 for k in ("train_seconds", "wall_seconds")
     }
@@ -139,7 +141,7 @@ def _train(
   )
   valid_step = jax.jit(
     step_lib.make_valid_step(objective, config, mesh),
-    in_shardings=(placed["params"], by_row),
+    in_shardings=(step_lib.model_of(placed), by_row),
     out_shardings=replicated,
   )
   valid_shapes = {
@@ -148,7 +150,7 @@ def _train(
   train_steps, valid_steps = sharding.compile_shapes(
     [
       (train_step, abstract_state, plan.shapes),
-      (valid_step, abstract_state["params"], sorted(valid_shapes)),
+      (valid_step, step_lib.model_of(abstract_state), sorted(valid_shapes)),
     ],
     functools.partial(inputs_lib.abstract_batch, config),
     row_multiple,
@@ -161,14 +163,14 @@ def _train(
     out_shardings=placed["sums"],
   )
 
-  def evaluate(params: Any) -> dict[str, float]:
-    sums = None
+  def evaluate(state: step_lib.State) -> dict[str, float]:
+    sums, model = None, step_lib.model_of(state)
     for rows in setup.valid_plan:
       batch = load_batch(
         setup.valid_source, rows, **share, labels=setup.valid_labels
       )
-      batch["rows"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
-      new = valid_steps[rows.bucket_length](params, sharding.put(batch, mesh))
+      batch["draw_id"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
+      new = valid_steps[rows.bucket_length](model, sharding.put(batch, mesh))
       processes.beat()
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))
@@ -228,7 +230,7 @@ def _train(
     stop = stack.enter_context(processes.StopRequest(mesh))
     processes.beat()
     if not first_update:
-      values = evaluate(state["params"])
+      values = evaluate(state)
       writer.write(update, "valid", values)
       progress.print(f"update {update}: valid loss {values['loss']:.4f}")
     meter, valid_loss = metrics_lib.Meter(spent), None
@@ -240,7 +242,7 @@ def _train(
       length = batch["waveform"].shape[1]
       state, current = train_steps[length](state, sharding.put(batch, mesh))
       update += 1
-      spent["flops"] += plan.rows(length) * setup.clip_flops[length]
+      spent["flops"] += setup.padded_update_flops[length]
       log_due, eval_due, checkpoint_due = (
         update % config[name].every == 0 or update == updates
         for name in ("log", "eval", "checkpoint")
@@ -284,7 +286,7 @@ def _train(
       with meter.paused():
         valid_loss = None
         if eval_due:
-          values = evaluate(state["params"])
+          values = evaluate(state)
           writer.write(update, "valid", values)
           progress.print(f"update {update}: valid loss {values['loss']:.4f}")
           if math.isfinite(values["loss"]):
@@ -316,9 +318,9 @@ def _train(
     workdir, header, update, spent, health.skipped, to_first
   )
   if processes.is_first():
-    loss_picture.draw_losses(workdir)
-    _log.info("%s", loss_picture.summary(result))
     workdir_lib.write_result(workdir, result)
+    loss_picture.try_to_draw(workdir)
+    _log.info("%s", loss_picture.summary(result))
   processes.meet("end")
   return result
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE
+from ssl_jax import SAMPLE_RATE, optimizers
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.config import validate
 from ssl_jax.data.batch_plan import BatchPlan, valid_batches
@@ -20,8 +20,8 @@ from ssl_jax.data.labels import (
 from ssl_jax.data.sources import open_source
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
-from ssl_jax.objectives import hubert
-from ssl_jax.objectives.inputs import num_params
+from ssl_jax.objectives import make_objective
+from ssl_jax.objectives.inputs import abstract_params, num_params
 from ssl_jax.training import header as header_lib
 from ssl_jax.training import init_from, trunk
 
@@ -37,7 +37,8 @@ class Setup(NamedTuple):
     valid_labels: the same.
     plan: of the training batches.
     valid_plan: rows of each validation batch.
-    clip_flops: training FLOPs of a clip, by bucket length in samples.
+    padded_update_flops: training FLOPs of an update, its padding and optimizer
+      too, by bucket length in samples.
     header: the run's facts, as numbers.
   """
 
@@ -48,7 +49,7 @@ class Setup(NamedTuple):
   valid_labels: list[LabelSet]
   plan: BatchPlan
   valid_plan: Any
-  clip_flops: dict[int, int]
+  padded_update_flops: dict[int, float]
   header: dict[str, Any]
 
   def identity(self, codebooks: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -98,14 +99,16 @@ def set_up(config: ConfigDict) -> Setup:
   valid_plan = valid_batches(
     valid_source.num_samples, buckets, config.eval.batch_seconds
   )
-  clip_flops = {
-    length: updates_lib.clip_flops(config, length).training
-    for _, length in plan.shapes
+  optimizer_flops = optimizers.flops(config, abstract_params)
+  update_flops = {
+    length: rows * updates_lib.clip_flops(config, length).training
+    + optimizer_flops
+    for rows, length in plan.shapes
   }
   # Each bucket's share of the updates is its share of an epoch's batches.
   flops_per_update = sum(
-    share * rows * clip_flops[length]
-    for (rows, length), share in zip(plan.shapes, plan.shares)
+    share * update_flops[length]
+    for (_, length), share in zip(plan.shapes, plan.shares)
   )
   config = updates_lib.resolve(config, flops_per_update)
   if config.budget.trunk:
@@ -119,7 +122,7 @@ def set_up(config: ConfigDict) -> Setup:
     valid_labels,
     plan,
     valid_plan,
-    clip_flops,
+    update_flops,
     header,
   )
 
@@ -127,17 +130,15 @@ def set_up(config: ConfigDict) -> Setup:
 def _open_labels(
   config: ConfigDict, split: str, source: Source
 ) -> list[LabelSet]:
-  """The stored label sets of a source, checked against it."""
-  if config.objective.name != "hubert":
-    return []
-  if "" in hubert.label_sets(config):
+  """Opens the stored label sets of a source, checked against it."""
+  stored = make_objective(config).stored_labels()
+  if "" in dict(stored):
     raise UserError(
-      "config.hubert.labels is empty: give the folder of labels that `python "
-      "-m ssl_jax.label` made, or train iteration 1 (labels=mfcc) first"
+      f"config.{config.objective.name}.labels is empty: give the folder of "
+      "labels that `python -m ssl_jax.label` made, or train iteration 1 "
+      "(labels=mfcc) first"
     )
-  sets = zip(hubert.label_sets(config), config.hubert.clusters)
   return [
-    open_labels(Path(name), split, source, clusters)
-    for name, clusters in sets
-    if name != "mfcc"
+    open_labels(Path(folder), split, source, clusters)
+    for folder, clusters in stored
   ]

@@ -1,8 +1,8 @@
 """The jitted functions: one training update, one validation batch.
 
-A batch on the device is {waveform int16 [B, S], length int32 [B], rows int32
-[B]}, with labels uint16 [B, T, sets] where the config names stored ones. Every
-random draw is a function of (seed, update, row), so neither the number of
+A batch on the device is {waveform int16 [B, S], length int32 [B], draw_id int32
+[B]}, with labels uint16 [B, T, sets] where the objective has stored ones. Every
+random draw is a function of (seed, update, draw_id), so neither the number of
 devices nor of microbatches changes it.
 """
 
@@ -13,39 +13,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax.devices import sharding
 from ssl_jax.models.dropout import row_keys
-from ssl_jax.objectives.inputs import AUGMENT, DROPOUT, init_params, prepare
+from ssl_jax.objectives.inputs import (
+  AUGMENT,
+  DROPOUT,
+  beside,
+  init_params,
+  prepare,
+)
+from ssl_jax.objectives.objective import Objective
 from ssl_jax.signal import augment
 
 # Purposes of the keys drawn from the seed.
 _INIT, _TRAIN, _VALID = range(3)
 # Validation masks are the same in every run, whatever its seed.
 _VALID_SEED = 0
-# What is summed beside the objective's terms.
+# Terms of every run, summed beside the objective's own.
 _OWN = ("loss", "grad_norm", "param_norm")
 
-State = dict[str, Any]  # params, opt_state, update int32, sums
+# params, opt_state, update int32, sums; extra where the objective has some.
+State = dict[str, Any]
 
 
 def init_state(
-  objective: nn.Module,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
 ) -> State:
   """Fresh parameters and optimizer state; jittable."""
   key = _key(config.seed, _INIT)
   totals, params = init_params(objective, config, key)
-  return {
+  extra = objective.init_extra(params)
+  return ({"extra": extra} if extra else {}) | {
     "params": params,
     "opt_state": optimizer.init(params),
     "update": jnp.zeros((), jnp.int32),
-    # Of the updates since the last line of metrics, so that a run resumed
-    # between two lines writes the same second one.
+    # Sums over the updates since the last line of metrics: a run resumed
+    # between two lines then writes the same second one.
     "sums": {
       name: (jnp.zeros(total.shape), jnp.zeros(()))
       for name, total in (totals | dict.fromkeys(_OWN, jnp.zeros(()))).items()
@@ -54,7 +62,7 @@ def init_state(
 
 
 def make_train_step(
-  objective: nn.Module,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
   mesh: Mesh | None = None,
@@ -71,20 +79,22 @@ def make_train_step(
 
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
     key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
-    inputs = prepare(objective, config, batch, key)
-    # After the targets, which are of the clean audio.
+    extra = state.get("extra")
+    inputs = prepare(objective, config, batch, key, extra)
+    # Targets are made before, of the clean audio.
     inputs["waveform"] = augment.augment(
       config.augment,
       inputs["waveform"],
       inputs["length"],
-      row_keys(jax.random.fold_in(key, AUGMENT), inputs["rows"]),
+      row_keys(jax.random.fold_in(key, AUGMENT), inputs["draw_id"]),
     )
-    counts = _floats(objective.counts(inputs))
+    counts = _floats(objective.counts(inputs | beside(extra)))
     key = jax.random.fold_in(key, DROPOUT)
 
     def totals_of(params: Any, part: dict) -> dict:
       params = {"params": sharding.gather(mesh, params)}
       with sharding.suit(mesh):
+        part = part | beside(extra)
         return objective.apply(params, part, key, state["update"])
 
     def loss_of(totals: dict) -> jax.Array:
@@ -111,6 +121,13 @@ def make_train_step(
 
     params = jax.tree.map(kept, params, state["params"])
     opt_state = jax.tree.map(kept, opt_state, state["opt_state"])
+    carried = {}
+    if extra:
+      means = _means(totals, counts)
+      new = objective.update_extra(extra, params, means, state["update"])
+      carried["extra"] = jax.tree.map(
+        lambda x, old: jnp.where(finite, x, old), new, extra
+      )
     current = {
       "loss": loss,
       "grad_norm": grad_norm,
@@ -118,7 +135,7 @@ def make_train_step(
     }
     new = {name: (current[name], jnp.ones(())) for name in _OWN}
     new |= {name: (totals[name], counts[name]) for name in counts}
-    return {
+    return carried | {
       "params": params,
       "opt_state": opt_state,
       "update": state["update"] + 1,
@@ -131,27 +148,33 @@ def make_train_step(
 
 
 def make_valid_step(
-  objective: nn.Module, config: ConfigDict, mesh: Mesh | None = None
-) -> Callable[[Any, dict], dict]:
-  """Returns `step(params, batch) -> {term: (total, count)}`, without dropout.
+  objective: Objective, config: ConfigDict, mesh: Mesh | None = None
+) -> Callable[[dict, dict], dict]:
+  """Returns `step(model, batch) -> {term: (total, count)}`, without dropout.
 
-  `rows` of a validation batch identify the clips, so that a clip keeps its
-  mask in whatever batch it stands. It runs on `mesh`; None: JAX's default
-  device.
+  `model` is what `model_of` takes of a state. The `draw_id` of a validation
+  batch identifies the clips, so that a clip keeps its mask in whatever batch it
+  stands. It runs on `mesh`; None: JAX's default device.
   """
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
 
-  def valid_step(params: Any, batch: dict) -> dict:
-    inputs = prepare(objective, config, batch, _key(_VALID_SEED, _VALID))
+  def valid_step(model: dict, batch: dict) -> dict:
+    extra, key = model.get("extra"), _key(_VALID_SEED, _VALID)
+    inputs = prepare(objective, config, batch, key, extra) | beside(extra)
     counts = _floats(objective.counts(inputs))
     with sharding.suit(mesh):
-      totals = objective.apply({"params": params}, inputs, None, 0)
+      totals = objective.apply({"params": model["params"]}, inputs, None, 0)
     return {name: (totals[name], counts[name]) for name in counts}
 
   return valid_step
 
 
-def report(objective: nn.Module, sums: dict) -> dict[str, float]:
+def model_of(state: State) -> dict[str, Any]:
+  """Returns what of a state a batch is judged with: params, and any extra."""
+  return {key: state[key] for key in ("params", "extra") if key in state}
+
+
+def report(objective: Objective, sums: dict) -> dict[str, float]:
   """What is logged of sums {term: (total, count)}: `loss`, `main` and all else.
 
   The loss is the mean over updates where it was summed, else that of the means.

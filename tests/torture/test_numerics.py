@@ -191,7 +191,7 @@ def random_batch(rows=4, length=8_000):
   return {
     "waveform": rng.integers(-3_000, 3_000, (rows, length)).astype(np.int16),
     "length": np.full(rows, length, np.int32),
-    "rows": np.arange(rows, dtype=np.int32),
+    "draw_id": np.arange(rows, dtype=np.int32),
   }
 
 
@@ -251,7 +251,7 @@ def test_batches_of_no_speech_train_without_a_skip(objective, frontend, dtype):
       assert math.isfinite(values[key]), (name, key)
   valid = jax.jit(step.make_valid_step(model, config))
   for name, batch in BATCHES.items():
-    totals = valid(state["params"], batch())
+    totals = valid(step.model_of(state), batch())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(totals)), name
 
 
