@@ -85,7 +85,8 @@ def draw_losses(workdir: Path) -> Path:
   right.set(xlabel="update", xscale="log", title=f"{main}, share of chance")
   for axes in (left, right):
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[1]:
+      axes.legend(fontsize="small")
   png = io.BytesIO()
   FigureCanvasAgg(figure).print_png(png)
   path = workdir / "loss.png"
