@@ -308,3 +308,17 @@ RUN = {
     "at": Knob((), "Updates that are saved and kept as well.", "logging"),
   },
 }
+
+
+def merge(*parts: dict[str, Knob]) -> dict[str, Knob]:
+  """Returns the knobs of several components that share a section.
+
+  Raises:
+    ValueError: two declare a name differently.
+  """
+  merged: dict[str, Knob] = {}
+  for part in parts:
+    for name, knob in part.items():
+      if merged.setdefault(name, knob) != knob:
+        raise ValueError(f"the knob {name!r} is declared twice, differently")
+  return merged

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_jax import config as config_lib
 from ssl_jax import num_frames
+from ssl_jax.models import frontends, placement
 from ssl_jax.models.backbone import Backbone, frame_mask
-from ssl_jax.models.encoders.transformer import grouped_conv
-from ssl_jax.models.frontends.waveform import WaveformStem
+from ssl_jax.models.encoders.positions import grouped_conv
 
 TOLERANCE = 1e-4
 
@@ -224,11 +225,28 @@ def test_grouped_convolution_equals_xlas_and_so_do_gradients(
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
+def make_stem(norm, dtype):
+  config = config_lib.base().frontend
+  config.norm, config.conv_bias, config.grad_mult = norm, norm == "layer", 1.0
+  return frontends.make(config, dtype)
+
+
+class Segments(placement.Placement):
+  """A CPU that has each clip computed as several segments."""
+
+  def __init__(self, count):
+    super().__init__("cpu")
+    self._count = count
+
+  def segments(self, rows):
+    return self._count
+
+
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("size", [16_000, 16_001, 12_345])
 def test_stem_in_segments_equals_whole(norm, size):
   waveform, length = speech(size, size - 4_000, to=size)
-  stem = WaveformStem(norm, norm == "layer", jnp.float32)
+  stem = make_stem(norm, jnp.float32)
   params = jax.jit(stem.init)(jax.random.key(0), waveform[:, :800], length)
 
   @jax.jit
@@ -242,7 +260,8 @@ def test_stem_in_segments_equals_whole(norm, size):
 
     @jax.jit
     def cut(params, segments=segments):
-      return stem.apply(params, waveform, length, segments=segments)
+      with placement.use(Segments(segments)):
+        return stem.apply(params, waveform, length)
 
     found, transpose = jax.vjp(cut, params)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
@@ -254,7 +273,7 @@ def test_stem_in_segments_equals_whole(norm, size):
 
 def test_an_offset_of_the_microphone_changes_nothing_in_bfloat16():
   waveform, length = speech(8_000, 6_000)
-  stem = WaveformStem("group", False, jnp.bfloat16)
+  stem = make_stem("group", jnp.bfloat16)
   params = jax.jit(stem.init)(jax.random.key(0), waveform, length)
   found, expected = (
     np.asarray(jax.jit(stem.apply)(params, x, length), np.float32)[0]

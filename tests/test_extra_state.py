@@ -12,6 +12,7 @@ from ssl_jax import config as config_lib
 from ssl_jax import num_frames
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.devices import sharding
+from ssl_jax.models import encoders
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import OBJECTIVES, make_objective, objective, terms
 from ssl_jax.optimizers import make_optimizer
@@ -166,11 +167,12 @@ def test_it_is_placed_as_parameters_are():
   model, optimizer = make_objective(config), make_optimizer(config)
   shapes = jax.eval_shape(lambda: step.init_state(model, optimizer, config))
   paths = jax.tree_util.tree_leaves_with_path(shapes["extra"]["teacher"])
-  assert paths
+  axes = encoders.make_block(config.encoder).tensor_axes
+  assert paths and axes
   for path, x in paths:
     end = jax.tree_util.keystr(path, simple=True, separator="/")
     ours, theirs = (
-      sharding.spec(f"{start}/{end}", x.shape, 2, 2)
+      sharding.spec(f"{start}/{end}", x.shape, 2, 2, axes)
       for start in ("extra/teacher", "params/backbone")
     )
     assert ours == theirs, end

@@ -9,7 +9,7 @@ from flax import linen as nn
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames, optimizers
 from ssl_jax.budget import flops, updates
-from ssl_jax.models.encoders import transformer
+from ssl_jax.models.encoders import positions, transformer
 from ssl_jax.models.frontends import waveform
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
@@ -98,7 +98,7 @@ def test_parameters_equal_the_published(size, objective):
 def gelu_is_one_operation(monkeypatch):
   """XLA counts the polynomial it makes of GELU: up to 4.6 % of a forward pass
   that we count matmuls and convolutions of."""
-  for module in (waveform, transformer):
+  for module in (waveform, positions, transformer):
     monkeypatch.setattr(module, "gelu", nn.relu)
 
 

@@ -10,9 +10,10 @@ import safetensors.numpy
 import torch
 import transformers
 
+from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.pretrained import hf_names as layout
+from ssl_jax.pretrained import hf_names
 from ssl_jax.pretrained.load import load_encoder
 
 LARGE = {
@@ -105,9 +106,10 @@ def test_older_keys_shards_and_half_precision_are_read(tmp_path):
 
 def test_a_key_that_a_config_leaves_out_has_the_value_it_has_there(tmp_path):
   defaults = transformers.HubertConfig().to_dict()
-  for key, (_, default) in layout.KEYS.items():
+  layout = hf_names.Layout(config_lib.base())
+  for key, (_, default) in layout.keys.items():
     assert defaults[key] == default
-  for key, value in layout.FIXED.items():
+  for key, value in layout.fixed.items():
     if key in defaults:
       known = defaults[key]
       assert (list(known) if isinstance(known, tuple) else known) == value

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.models import attention
-from ssl_jax.models.dropout import dropout, key_words, row_keys
+from ssl_jax.models.dropout import key_words, row_keys
 from ssl_jax.models.gelu import gelu
 from ssl_jax.models.kernels import (
   attention_gpu,
@@ -20,7 +20,7 @@ from ssl_jax.models.kernels import (
   norm_gpu,
   stem_gpu,
 )
-from ssl_jax.models.norm import layer_norm
+from ssl_jax.models.norm import EPSILON, add_norm, layer_norm
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,11 +84,11 @@ def test_add_norm(time, width, rate):
 
   def run(x, y, y_bias, scale, bias):
     return norm_gpu.add_norm(
-      x, y, y_bias, scale, bias, words, rate, 1, interpret=True
+      x, y, y_bias, scale, bias, words, rate, 1, EPSILON, interpret=True
     )
 
   def plain(x, y, y_bias, scale, bias):
-    return layer_norm(x + dropout(y + y_bias, rate, words, 1), scale, bias)
+    return add_norm(x, y, y_bias, scale, bias, words, rate, 1)
 
   vectors = (normal(seed, width) for seed in range(2, 5))
   assert_same(run, plain, normal(0, *shape), normal(1, *shape), *vectors)
@@ -137,13 +137,13 @@ def test_gelu_equals_scipy_and_its_derivative():
 ON_FOUR = """
 import jax, numpy as np
 import mesh_runs
-from ssl_jax.models import target
 from ssl_jax.models.kernels import attention_gpu, norm_gpu, stem_gpu
+from ssl_jax.models.placement import Placement
 from ssl_jax.devices import sharding
 from ssl_jax.measure import calibrate
 
 def losses(mesh, kernels, rows=4):
-  target.kernels = lambda: kernels
+  Placement.kernels = kernels
   config = mesh_runs.settings("hubert", (1, 1, 1))
   config.frontend.name, config.hubert.labels = "waveform", "noise"
   update = calibrate.noise_step(config, mesh, rows, 6400)
@@ -153,17 +153,20 @@ def losses(mesh, kernels, rows=4):
   ]
 
 expected = losses(sharding.make_mesh(devices=jax.devices()[:1]), "")
-for module, name, count in (
-  (attention_gpu, "attention", 5),
-  (norm_gpu, "add_norm", 8),
-  (stem_gpu, "first_layer", 2),
+called = set()
+for module, name in (
+  (attention_gpu, "attention"),
+  (norm_gpu, "add_norm"),
+  (stem_gpu, "first_layer"),
 ):
-  def interpreted(*arguments, kernel=getattr(module, name), count=count):
-    return kernel(*arguments[:count], True)
+  def interpreted(*arguments, kernel=getattr(module, name), name=name):
+    called.add(name)
+    return kernel(*arguments, True)
   setattr(module, name, interpreted)
 mesh = sharding.make_mesh((2, 1, 2))
 np.testing.assert_allclose(losses(mesh, "gpu"), expected, rtol=2e-5)
 losses(mesh, "gpu", rows=2)  # Fewer rows than devices.
+assert len(called) == 3, called
 """
 
 
@@ -172,15 +175,16 @@ FOR_TPUS = """
 import functools
 import jax, jax.numpy as jnp
 import mesh_runs
-from ssl_jax.models import target
+from ssl_jax import optimizers
 from ssl_jax.models.backbone import Backbone
+from ssl_jax.models.placement import Placement
 from ssl_jax.objectives import make_objective
 from ssl_jax.devices import sharding
 from ssl_jax.objectives import inputs
 from ssl_jax import optimizers
 from ssl_jax.training import step
 
-target.kernels = lambda: "tpu"
+Placement.kernels = "tpu"
 config = mesh_runs.settings("hubert", (1, 1, 1))
 config.hubert.labels = "noise"
 mesh = sharding.make_mesh()

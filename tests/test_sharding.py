@@ -16,6 +16,7 @@ from test_training import ROOT, abstract, reproducible
 from ssl_jax import config as config_lib
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
+from ssl_jax.models import encoders
 from ssl_jax.training import loop
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,10 +25,11 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("objective", ["hubert", "wav2vec2", "tera"])
 def test_arrays_are_cut_as_the_golden_list_has_it(objective):
   config = config_lib.load(f"{ROOT}/configs/slim.py:objective={objective}")
+  tensor_axes = encoders.make_block(config.encoder).tensor_axes
   lines = []
   for path, x in jax.tree_util.tree_leaves_with_path(abstract(config)):
     path = jax.tree_util.keystr(path, simple=True, separator="/")
-    cut = tuple(sharding.spec(path, x.shape, fsdp=4, tensor=2))
+    cut = tuple(sharding.spec(path, x.shape, 4, 2, tensor_axes))
     lines.append(f"{path} {x.shape} {cut}\n")
   golden = GOLDEN / f"sharding.objective-{objective}.txt"
   if os.environ.get("UPDATE_GOLDEN"):

@@ -1,8 +1,11 @@
-"""The analytic FLOP counter: one formula a part, a multiply-add counts as 2.
+"""The analytic FLOP counter: a multiply-add counts as 2.
+
+Each part of a model counts itself, in a method `flops` beside its layers; this
+adds them up.
 
 Counts what the published update counts were matched with (paper.md, "FLOPs"):
-convolutions and matmuls of stem, projection, positions, Transformer (with the
-T x T products of attention) and head. Norms, activations, softmax and the
+convolutions and matmuls of stem, projection, positions, layers (with the T x T
+products of attention) and head. Norms, activations, softmax and the
 optimizer are left out: under 2 % of any size. Layers skipped by layerdrop are
 counted as spent.
 """
@@ -12,9 +15,8 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from ssl_jax import num_frames
-from ssl_jax.models.frontends.waveform import STEM_LAYERS
-from ssl_jax.signal import fbank
+from ssl_jax.models import frontends
+from ssl_jax.models.backbone import Backbone
 
 REFERENCE_CROP = 224_000  # Samples: the crop the paper's budgets refer to.
 
@@ -34,7 +36,7 @@ class Forward:
 
   @property
   def total(self) -> int:
-    """Of the learned parts: what the published budgets count."""
+    """The sum of the learned parts: what the published budgets count."""
     return (
       self.stem
       + self.projection
@@ -62,31 +64,11 @@ def forward_flops(
     head: FLOPs of the objective's head for such a clip.
     targets: FLOPs of its targets.
   """
-  frames = num_frames(num_samples)
-  width, ffn = config.encoder.hidden_size, config.encoder.ffn_size
-  layers = config.encoder.num_layers
-  if config.frontend.name == "waveform":
-    stem, length, channels = 0, num_samples, 1
-    for out, kernel, stride in STEM_LAYERS:
-      length = (length - kernel) // stride + 1
-      stem += 2 * length * kernel * channels * out
-      channels = out
-  else:
-    channels = 2 * config.frontend.num_mel_bins
-    stem = fbank.spectrum_flops(num_samples, config.frontend.num_mel_bins)
   return Forward(
-    stem=stem,
-    projection=2 * frames * channels * width,
-    positions=2
-    * frames
-    * config.encoder.position_kernel
-    * width
-    * (width // config.encoder.position_groups),
-    attention=layers * (8 * frames * width**2 + 4 * frames**2 * width),
-    ffn=layers * 4 * frames * width * ffn,
+    **Backbone(config).flops(num_samples),
     head=head,
     targets=targets,
-    stem_is_learned=config.frontend.name == "waveform",
+    stem_is_learned=frontends.make(config.frontend).is_learned,
   )
 
 

@@ -1,23 +1,22 @@
-"""Where arrays live: one mesh, and rules that place parameters and batches.
+"""The placement of arrays: one mesh, rules for parameters and for batches.
 
 The mesh has three axes. A batch's rows are shared out over `data` and `fsdp`;
 parameters and optimizer state are cut over `fsdp` where they are large, and
-over `tensor` where a layer's heads and units divide. Models name none of them:
-what moves between devices, and how, is XLA's.
+over `tensor` where the encoder's block says so. Models name none of the axes,
+only roles (`ssl_jax.models.placement`): what moves between devices, and how, is
+XLA's.
 """
 
 import contextlib
 import logging
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
@@ -25,24 +24,14 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.errors import UserError
-from ssl_jax.models import target
+from ssl_jax.models import encoders, placement
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = P(("data", "fsdp"))
 
-# Dimensions cut over `tensor`, by the end of a parameter's path: the heads and
-# units of a layer, so that only the sums after `output` and `down` are shared.
-_TENSOR_RULES = (
-  (r"layers/(query|key|value|up)/(kernel|bias)$", -1),
-  (r"layers/(output|down)/kernel$", -2),
-)
-_STACKED = re.compile(r"layers/")  # Leading axis: the layer, which stays whole.
-# Modules that share their rows out over all axes: a convolution has no heads
-# to cut, and XLA (jaxlib 0.10) sums the gradients of a grouped one once for
-# each device of `tensor` that holds the same rows.
-_SPREAD = ("PositionalConv", "WaveformStem")
-_TPU_ROWS = 8  # Of which XLA wants a multiple in a convolution.
-_MIN_FSDP_SIZE = 2**14  # Of a parameter; smaller ones are everywhere.
+_LAYERS = "/layers/"  # Their leading axis is the layer, which stays whole.
+_TPU_ROWS = 8  # XLA wants a multiple of it as rows of a convolution.
+_MIN_FSDP_SIZE = 2**14  # Least size of a parameter that is cut.
 
 _log = logging.getLogger("ssl_jax")
 
@@ -50,7 +39,7 @@ _log = logging.getLogger("ssl_jax")
 def make_mesh(
   shape: Sequence[int] = (-1, 1, 1), devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """The mesh (data, fsdp, tensor); -1 is what the others leave.
+  """Makes the mesh (data, fsdp, tensor); -1 is what the others leave.
 
   Of several TPU slices, each holds whole rows of `data`, the one axis whose
   traffic is small enough for the network between them.
@@ -86,37 +75,37 @@ def make_mesh(
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-  """Of arrays [rows of a batch, ...]."""
+  """Returns the sharding of arrays [rows of a batch, ...]."""
   return NamedSharding(mesh, _ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Of what is whole on every device."""
+  """Returns the sharding of arrays that are whole on every device."""
   return NamedSharding(mesh, P())
 
 
 def row_shards(mesh: Mesh) -> int:
-  """How many runs of rows a batch is cut into."""
+  """Returns the number of runs of rows that a batch is cut into."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def my_shards(mesh: Mesh) -> tuple[int, ...]:
-  """Which of them live on this process's devices, in order."""
+  """Returns those of them on this process's devices, in order."""
   count = row_shards(mesh)
   places = by_row(mesh).addressable_devices_indices_map((count,))
   return tuple(sorted({rows.start or 0 for (rows,) in places.values()}))
 
 
-def of_state(mesh: Mesh, abstract_state: Any) -> Any:
-  """A sharding for each array of a training state, or of parameters alone.
+def of_state(config: ConfigDict, mesh: Mesh, abstract_state: Any) -> Any:
+  """Returns the shardings of a training state's arrays, or of parameters.
 
-  Moments of the optimizer end in the path of what they are of, and lie where it
-  lies.
+  The optimizer's moments lie where their parameters do, whose paths end theirs.
   """
-  return _placed(mesh, abstract_state, mesh.shape["fsdp"])
+  return _placed(config, mesh, abstract_state, mesh.shape["fsdp"])
 
 
-def _placed(mesh: Mesh, tree: Any, fsdp: int) -> Any:
+def _placed(config: ConfigDict, mesh: Mesh, tree: Any, fsdp: int) -> Any:
+  tensor_axes = encoders.make_block(config.encoder).tensor_axes
   return jax.tree_util.tree_map_with_path(
     lambda path, x: NamedSharding(
       mesh,
@@ -125,83 +114,90 @@ def _placed(mesh: Mesh, tree: Any, fsdp: int) -> Any:
         x.shape,
         fsdp,
         mesh.shape["tensor"],
+        tensor_axes,
       ),
     ),
     tree,
   )
 
 
-def gather(mesh: Mesh, params: Any) -> Any:
-  """The parameters as layers use them: whole, but for `tensor`.
+def gather(config: ConfigDict, mesh: Mesh, params: Any) -> Any:
+  """Returns the parameters as layers use them: whole, but for `tensor`.
 
-  Else XLA would rather move activations than parameters between the devices of
-  `fsdp`: 20 times the bytes for Base.
+  Otherwise XLA would rather move activations than parameters between the
+  devices of `fsdp`: 20 times the bytes for Base.
   """
   if mesh.shape["fsdp"] == 1:
     return params
-  return jax.lax.with_sharding_constraint(params, _placed(mesh, params, 1))
+  return jax.lax.with_sharding_constraint(
+    params, _placed(config, mesh, params, 1)
+  )
 
 
-@contextlib.contextmanager
-def suit(mesh: Mesh) -> Iterator[None]:
-  """While models are traced in it, they suit the mesh's devices.
+def suit(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+  """Has the models that are traced in it suit the mesh's devices."""
+  return placement.use(_OnMesh(mesh))
 
-  Convolutions use all of `tensor` for rows, and each TPU gets a multiple of 8
-  rows of the stem, which cuts clips for it; kernels, which XLA cannot cut, get
-  each device's rows and heads.
-  """
-  platform = mesh.devices.flat[0].platform
-  rows = P(AXES) if mesh.shape["tensor"] > 1 else _ROWS
-  # Of each one's arguments, and of what it returns.
-  kernels = {
-    "Attention": (
-      P(*_ROWS, None, None, "tensor", None),
-      _ROWS,
-      _ROWS,
-      P("tensor"),
-      P(*_ROWS, None, "tensor", None),
-    ),
-    "FirstLayer": (rows,) * 3,  # Or _ROWS, where there are too few.
-    "AddNorm": (_ROWS, _ROWS, P(), P(), P(), _ROWS, _ROWS),
-  }
 
-  def place(tree: Any) -> Any:
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, rows))
+class _OnMesh(placement.Placement):
+  """The devices of a mesh, and what the roles of axes are on it."""
 
-  def call(function: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    name = type(context.module).__name__
-    if context.method_name != "__call__":
-      return function(*args, **kwargs)
-    if name == "WaveformStem" and platform == "tpu":
-      count = mesh.size if mesh.shape["tensor"] > 1 else row_shards(mesh)
-      held = -(-args[0].shape[0] // count)
-      kwargs = kwargs | {"segments": _TPU_ROWS // math.gcd(held, _TPU_ROWS)}
-    if name in _SPREAD and mesh.size > 1:
-      return place(function(*place(args), **kwargs))
-    if name in kernels and mesh.size > 1 and target.kernels():
-      specs = kernels[name]
-      if name == "FirstLayer" and args[0].shape[0] % mesh.size:
-        specs = (_ROWS,) * 3
-      *in_specs, out_specs = specs
-      function = jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=tuple(in_specs),
-        out_specs=out_specs,
-        check_vma=False,
-      )
-    return function(*args, **kwargs)
+  def __init__(self, mesh: Mesh):
+    device = mesh.devices.flat[0]
+    super().__init__(device.platform, device.device_kind)
+    self._mesh = mesh
 
-  device = mesh.devices.flat[0]
-  with (
-    target.tracing_for(platform, device.device_kind),
-    nn.intercept_methods(call),
-  ):
-    yield
+  def kernel(
+    self,
+    function: Callable[..., jax.Array],
+    *args: jax.Array,
+    axes: tuple[placement.Roles, ...],
+    out: placement.Roles,
+  ) -> jax.Array:
+    if self._mesh.size == 1:
+      return function(*args)
+    enough = all(
+      size % self._mesh.size == 0
+      for x, roles in zip(args, axes, strict=True)
+      for size, role in zip(x.shape, roles)
+      if role == "all_rows"
+    )
+    cuts = {
+      "rows": AXES[:2],
+      "all_rows": AXES if enough else AXES[:2],
+      "heads": "tensor",
+      None: None,
+    }
+    *in_specs, out_specs = (
+      P(*(cuts[role] for role in roles)) for roles in (*axes, out)
+    )
+    return jax.shard_map(
+      function,
+      mesh=self._mesh,
+      in_specs=tuple(in_specs),
+      out_specs=out_specs,
+      check_vma=False,
+    )(*args)
+
+  def spread(self, x: jax.Array) -> jax.Array:
+    # A convolution has no heads to cut, and XLA (jaxlib 0.10) sums the
+    # gradients of a grouped one once for each device of `tensor` that holds the
+    # same rows.
+    if self._mesh.size == 1:
+      return x
+    return jax.lax.with_sharding_constraint(
+      x, NamedSharding(self._mesh, P(AXES))
+    )
+
+  def segments(self, rows: int) -> int:
+    if self.platform != "tpu":
+      return 1
+    held = -(-rows // self._mesh.size)
+    return _TPU_ROWS // math.gcd(held, _TPU_ROWS)
 
 
 def suited(by_row: NamedSharding, function: Callable) -> Callable:
-  """A function of a batch placed `by_row`, traced to suit its devices."""
+  """Has a function of a batch placed `by_row` suit the batch's devices."""
 
   def call(*batch: jax.Array) -> Any:
     with suit(by_row.mesh):
@@ -210,24 +206,38 @@ def suited(by_row: NamedSharding, function: Callable) -> Callable:
   return call
 
 
-def spec(path: str, shape: tuple[int, ...], fsdp: int, tensor: int) -> P:
-  """How the array at `path`, "params/.../kernel", is cut."""
-  axes: list[str | None] = [None] * len(shape)
-  for pattern, axis in _TENSOR_RULES:
-    if re.search(pattern, path) and tensor > 1 and not shape[axis] % tensor:
-      axes[axis] = "tensor"
+def spec(
+  path: str,
+  shape: tuple[int, ...],
+  fsdp: int,
+  tensor: int,
+  tensor_axes: Mapping[str, int],
+) -> P:
+  """Returns how an array is cut.
+
+  Args:
+    path: of the array, "params/.../kernel".
+    shape: of the array.
+    fsdp: devices along that axis of the mesh.
+    tensor: the same.
+    tensor_axes: of the encoder's blocks, as `Block.tensor_axes`.
+  """
+  cut: list[str | None] = [None] * len(shape)
+  _, in_layers, name = path.partition(_LAYERS)
+  axis = tensor_axes.get(name)
+  if axis is not None and tensor > 1 and shape[axis] % tensor == 0:
+    cut[axis] = "tensor"
   if fsdp > 1 and math.prod(shape) >= _MIN_FSDP_SIZE:
-    first = bool(_STACKED.search(path))
     free = [
       i
-      for i in range(first, len(shape))
-      if axes[i] is None and shape[i] % fsdp == 0
+      for i in range(bool(in_layers), len(shape))
+      if cut[i] is None and shape[i] % fsdp == 0
     ]
     if free:
-      axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
-  while axes and axes[-1] is None:
-    axes.pop()
-  return P(*axes)
+      cut[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+  while cut and cut[-1] is None:
+    cut.pop()
+  return P(*cut)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -237,7 +247,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     UserError: its heads or units do not divide.
   """
   tensor = mesh.shape["tensor"]
-  for key in ("num_heads", "ffn_size"):
+  for key in encoders.make_block(config.encoder).tensor_knobs:
     if config.encoder[key] % tensor:
       raise UserError(
         f"config.mesh={tuple(config.mesh)}: tensor={tensor} does not divide "
@@ -261,7 +271,7 @@ def compile_shapes(
     by_row: how batches are placed.
 
   Returns:
-    Of each of `programs`, what it became, keyed by length.
+    The compiled programs of each of `programs`, keyed by length.
   """
   with ThreadPoolExecutor() as pool, _cancelling(pool):
     before = time.monotonic()

@@ -66,7 +66,7 @@ def noise_step(
   objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
   init = functools.partial(step_lib.init_state, objective, optimizer, config)
-  placed = sharding.of_state(mesh, jax.eval_shape(init))
+  placed = sharding.of_state(config, mesh, jax.eval_shape(init))
   by_row = sharding.by_row(mesh)
   step = jax.jit(
     step_lib.make_train_step(objective, optimizer, config, mesh),

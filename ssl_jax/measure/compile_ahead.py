@@ -66,7 +66,7 @@ def compile_for(
   state = jax.eval_shape(
     functools.partial(step_lib.init_state, objective, optimizer, config)
   )
-  placed, by_row = sharding.of_state(mesh, state), sharding.by_row(mesh)
+  placed, by_row = sharding.of_state(config, mesh, state), sharding.by_row(mesh)
   length = round(config.data.bucket_seconds[-1] * SAMPLE_RATE)
   clips = max(1, round(config.batch.seconds * SAMPLE_RATE / length))
   multiple = sharding.row_shards(mesh) * config.batch.microbatches

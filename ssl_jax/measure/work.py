@@ -15,8 +15,8 @@ from ssl_jax.budget.updates import clip_flops
 from ssl_jax.devices import sharding
 from ssl_jax.measure import calibrate
 from ssl_jax.measure.sides import Subject
+from ssl_jax.models import frontends
 from ssl_jax.models.backbone import Backbone, compute_dtype
-from ssl_jax.models.frontends.waveform import WaveformStem
 
 _PEAK_REPEATS = 5
 _REPEATS = 10  # On an accelerator.
@@ -38,9 +38,7 @@ def step(
 def stem(config: ConfigDict, rows: int, length: int) -> Subject:
   """The stem, forwards and backwards to its parameters."""
   _prepare()
-  module = WaveformStem(
-    config.frontend.norm, config.frontend.conv_bias, compute_dtype(config)
-  )
+  module = frontends.make(config.frontend, compute_dtype(config))
   waveform, real = _noise(rows, length)
   params = module.init(jax.random.key(0), waveform, real)
 

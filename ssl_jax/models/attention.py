@@ -7,38 +7,44 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models import target
-from ssl_jax.models.dropout import hash_bits, is_kept, row_and_column_bits
+from ssl_jax.models import placement
+from ssl_jax.models.dropout import is_kept, kernel_dropout, weight_bits
 
 
-class Attention(nn.Module):
+def attention(
+  packed: jax.Array, frames: jax.Array, words: jax.Array | None, rate: float
+) -> jax.Array:
   """softmax(query key / sqrt(D)) value, with dropout of the softmax.
 
-  Called as `plain`, without its rate. A module without parameters, so that it
-  can be placed on a mesh of devices by its name.
+  Args:
+    packed: [B, T, 3, H, D], queries, keys and values.
+    frames: int32 [B], the real frames of each clip: others are not looked at.
+    words: uint32 [B, 2], of the clips' dropout keys; None for no dropout.
+    rate: share of the weights that is dropped.
+
+  Returns:
+    [B, T, H, D].
   """
+  words, rate = kernel_dropout(words, rate, packed.shape[0])
+  heads = jnp.arange(packed.shape[3])
+  place = placement.current()
+  # Kernels are imported where they run: elsewhere Pallas is 0.2 s of imports.
+  match place.kernels:
+    case "gpu":
+      from ssl_jax.models.kernels import attention_gpu as kernels
+    case "tpu":
+      from ssl_jax.models.kernels import attention_tpu as kernels
 
-  rate: float
-
-  def __call__(
-    self,
-    packed: jax.Array,
-    frames: jax.Array,
-    words: jax.Array,
-    heads: jax.Array,
-  ) -> jax.Array:
-    arguments = packed, frames, words, heads, self.rate
-    match target.kernels():
-      case "gpu":
-        from ssl_jax.models.kernels import attention_gpu
-
-        return attention_gpu.attention(*arguments)
-      case "tpu":
-        from ssl_jax.models.kernels import attention_tpu
-
-        if packed.shape[1] <= attention_tpu.MAX_FRAMES:
-          return attention_tpu.attention(*arguments)
-    return plain(*arguments)
+      if packed.shape[1] > kernels.MAX_FRAMES:
+        return plain(packed, frames, words, heads, rate)
+    case _:
+      return plain(packed, frames, words, heads, rate)
+  return place.kernel(
+    lambda *arrays: kernels.attention(*arrays, rate),
+    *(packed, frames, words, heads),
+    axes=(("rows", None, None, "heads"), ("rows",), ("rows",), ("heads",)),
+    out=("rows", None, "heads"),
+  )
 
 
 def plain(
@@ -48,14 +54,14 @@ def plain(
   heads: jax.Array,
   rate: float,
 ) -> jax.Array:
-  """Attention as XLA has it.
+  """Attention as XLA has it; kernels compute the same.
 
   Args:
-    packed: [B, T, 3, H, D], queries, keys and values.
-    frames: int32 [B], of each clip that are real: others are not looked at.
-    words: uint32 [B, 2], of the clips' dropout keys.
+    packed: as `attention` takes it.
+    frames: as `attention` takes it.
+    words: uint32 [B, 2].
     heads: int32 [H], which heads of the layer these are.
-    rate: of the dropout.
+    rate: as `attention` takes it.
 
   Returns:
     [B, T, H, D].
@@ -72,13 +78,3 @@ def plain(
     kept = is_kept(rows[..., None], columns[:, None, None], rate)
     weights = jnp.where(kept, weights * (1 / (1 - rate)), 0)
   return jnp.einsum("bhts,bshd->bthd", weights, value)
-
-
-def weight_bits(
-  words: jax.Array, heads: jax.Array, time: int
-) -> tuple[jax.Array, jax.Array]:
-  """Bits of the weights' rows [B, H, T] and columns [B, T], for `is_kept`."""
-  # Heads follow each other.
-  index = (heads[:, None] * time + jnp.arange(time)).astype(jnp.uint32)
-  rows = hash_bits(index, *words.T[..., None, None])
-  return rows, row_and_column_bits(words, 0, time)[1]

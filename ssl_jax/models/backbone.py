@@ -1,6 +1,8 @@
-"""What every objective shares: waveform in, hidden states out.
+"""The backbone that every objective shares: waveform in, hidden states out.
 
 frontend -> (norm) -> projection -> mask -> encoder.
+
+Axes: B clips, S samples, T frames, C channels, D width, L layers.
 """
 
 from collections.abc import Callable
@@ -12,15 +14,14 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
+from ssl_jax.models import encoders, frontends
 from ssl_jax.models.dropout import dropout, key_words, row_keys
-from ssl_jax.models.encoders.transformer import Transformer
-from ssl_jax.models.frontends import logmel
-from ssl_jax.models.frontends.waveform import WaveformStem
-from ssl_jax.models.norm import Norm, layer_norm
+from ssl_jax.models.linear import torch_linear_init
+from ssl_jax.models.norm import Norm, layer_norm, normalize_waveform
 
 
 class Encoded(NamedTuple):
-  """What the backbone returns.
+  """The backbone's result.
 
   hidden: [B, T, D], or [L + 1, B, T, D] when all states were asked for.
   features: [B, T, C] the frontend's output, before its norm.
@@ -33,20 +34,10 @@ class Encoded(NamedTuple):
 
 
 class Backbone(nn.Module):
-  """waveform [B, S] float in [-1, 1], length [B] samples -> `Encoded`.
-
-  Args of a call:
-    mask: bool [B, T], True where the frame is replaced by the mask vector;
-      None masks nothing.
-    key: of the dropouts and layerdrop; None turns them off.
-    rows: int32 [B], what tells the clips' random draws apart.
-    all_states: return every layer's input and the last state.
-    alter: a function of the normed features [B, T, C] applied on their way to
-      the projection.
-  """
+  """Frontend, projection and encoder of a config."""
 
   config: ConfigDict
-  dtype: jnp.dtype
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
@@ -55,40 +46,41 @@ class Backbone(nn.Module):
     length: jax.Array,
     mask: jax.Array | None = None,
     key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    draw_ids: jax.Array | None = None,
     all_states: bool = False,
     alter: Callable[[jax.Array], jax.Array] = lambda normed: normed,
   ) -> Encoded:
+    """Encodes clips.
+
+    Args:
+      waveform: [B, S], floats in [-1, 1].
+      length: int32 [B], samples.
+      mask: bool [B, T], True where the frame is replaced by the mask vector;
+        None masks nothing.
+      key: of the dropouts and layerdrop; None turns them off.
+      draw_ids: int32 [B], which tell the clips' random draws apart; None: their
+        places in the batch.
+      all_states: return every layer's input and the last state.
+      alter: a function of the normed features [B, T, C] applied on their way to
+        the projection.
+    """
     config = self.config
-    rows = jnp.arange(waveform.shape[0]) if rows is None else rows
+    draw_ids = jnp.arange(waveform.shape[0]) if draw_ids is None else draw_ids
     if config.frontend.normalize_waveform:
-      waveform = logmel.normalize_waveform(waveform, length)
-    if config.frontend.name == "waveform":
-      features = WaveformStem(
-        config.frontend.norm,
-        config.frontend.conv_bias,
-        self.dtype,
-        name="stem",
-      )(waveform, length)
-      features = logmel.scale_gradient(features, config.frontend.grad_mult)
-      norm = Norm(features.shape[-1], name="feature_norm")()
+      waveform = normalize_waveform(waveform, length)
+    frontend = frontends.make(config.frontend, self.dtype, name="stem")
+    normed = features = frontend(waveform, length)  # [B, T, C]
+    if frontend.is_learned:
+      norm = Norm(frontend.channels, name="feature_norm")()
       normed = layer_norm(features, *norm)
-    else:
-      features = logmel.log_mel_frames(
-        waveform,
-        length,
-        config.frontend.num_mel_bins,
-        config.frontend.mel_norm,
-      )
-      normed = features
     x = nn.Dense(
       config.encoder.hidden_size,
       dtype=self.dtype,
-      kernel_init=logmel.torch_linear_init,
+      kernel_init=torch_linear_init,
       name="projection",
     )(alter(normed))  # [B, T, D]
     if key is not None:
-      keys = row_keys(jax.random.fold_in(key, 0), rows)
+      keys = row_keys(jax.random.fold_in(key, 0), draw_ids)
       x = dropout(x, config.encoder.input_dropout, key_words(keys))
       key = jax.random.fold_in(key, 1)
     mask_vector = self.param(
@@ -96,10 +88,20 @@ class Backbone(nn.Module):
     )
     if mask is not None:
       x = jnp.where(mask[..., None], mask_vector.astype(x.dtype), x)
-    hidden = Transformer(config.encoder, self.dtype, name="encoder")(
-      x, frame_mask(length, x.shape[1]), key, rows, all_states
+    hidden = encoders.make(config.encoder, self.dtype, name="encoder")(
+      x, frame_mask(length, x.shape[1]), key, draw_ids, all_states
     )
     return Encoded(hidden, features, normed)
+
+  def flops(self, num_samples: int) -> dict[str, int]:
+    """Counts a clip's forward pass by part, a multiply-add as 2."""
+    frames, width = num_frames(num_samples), self.config.encoder.hidden_size
+    frontend = frontends.make(self.config.frontend)
+    encoder = encoders.make(self.config.encoder)
+    return {
+      "stem": frontend.flops(num_samples),
+      "projection": 2 * frames * frontend.channels * width,
+    } | encoder.flops(frames)
 
 
 def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:
@@ -108,7 +110,7 @@ def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
-  """`config.compute_dtype`, where auto is bfloat16 on accelerators."""
+  """Returns `config.compute_dtype`, where auto is bfloat16 on accelerators."""
   if config.compute_dtype == "auto":
     on_cpu = jax.default_backend() == "cpu"
     return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)

@@ -18,7 +18,7 @@ def dropout(
   Args:
     x: [B, ..., C].
     rate: dropped share.
-    words: uint32 [B, 2], of a key a clip (`key_words`); None to keep all.
+    words: uint32 [B, 2], of a key a clip (`key_words`); None drops nothing.
     site: tells up to 16 uses of one key apart.
   """
   return x if words is None or rate == 0 else _drop(x, words, rate, site)
@@ -49,8 +49,20 @@ def _backward(
 _drop.defvjp(_forward, _backward)
 
 
+def kernel_dropout(
+  words: jax.Array | None, rate: float, batch: int
+) -> tuple[jax.Array, float]:
+  """Returns words [B, 2] and rate for a kernel, which always takes words."""
+  if words is None:
+    return jnp.zeros((batch, 2), jnp.uint32), 0.0
+  return words, rate
+
+
 def is_kept(rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
-  """Whether what lies where lines of random bits cross is kept.
+  """Decides which elements survive, from random bits of rows and of columns.
+
+  Element (i, j) survives if a hash of the bits of row i and of column j is
+  below 1 - rate.
 
   Three operations for a decision; threefry, which makes the keys, takes a
   hundred: more than attention's own, where each weight is dropped or kept.
@@ -68,6 +80,24 @@ def row_and_column_bits(
     _line_bits(words, site * _SITES, rows),
     _line_bits(words, site * _SITES + COLUMNS, columns),
   )
+
+
+def weight_bits(
+  words: jax.Array, heads: jax.Array, time: int
+) -> tuple[jax.Array, jax.Array]:
+  """Bits of attention weights' rows [B, H, T] and columns [B, T].
+
+  They are for `is_kept`.
+
+  Args:
+    words: uint32 [B, 2], of the clips' dropout keys.
+    heads: int32 [H], which heads of the layer these are.
+    time: T, frames.
+  """
+  # Heads follow each other.
+  index = (heads[:, None] * time + jnp.arange(time)).astype(jnp.uint32)
+  rows = hash_bits(index, *words.T[..., None, None])
+  return rows, row_and_column_bits(words, 0, time)[1]
 
 
 def _line_bits(words: jax.Array, first: int, count: int) -> jax.Array:
@@ -95,9 +125,9 @@ def key_words(keys: jax.Array) -> jax.Array:
   return words[:, jnp.array([0, -1])]
 
 
-def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
-  """A key per clip. rows int32 [B] -> keys [B]."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+def row_keys(key: jax.Array, draw_ids: jax.Array) -> jax.Array:
+  """A key per clip. draw_ids int32 [B] -> keys [B]."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, draw_ids)
 
 
 def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:

@@ -13,7 +13,7 @@ SERIES = tuple(
   a / 2  # Phi(-|x|) is (1 - erf(|x| / sqrt 2)) / 2.
   for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 )
-DENSITY = 0.3989422804014327  # Of the normal distribution at 0.
+DENSITY = 0.3989422804014327  # The normal distribution at 0.
 
 
 # Outside of a larger program, one program instead of one an operation.

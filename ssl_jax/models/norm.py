@@ -1,6 +1,8 @@
-"""LayerNorm, keeping only its inputs for the backward pass.
+"""Norms over channels, and over a clip's real samples or frames.
 
-Axes: B clips, T frames, D width.
+LayerNorm keeps only its inputs for the backward pass.
+
+Axes: B clips, S samples, T frames, C channels, D width.
 """
 
 import functools
@@ -9,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models import target
-from ssl_jax.models.dropout import dropout
+from ssl_jax.models import placement
+from ssl_jax.models.dropout import dropout, kernel_dropout
 
 EPSILON = 1e-5
 
@@ -29,41 +31,68 @@ class Norm(nn.Module):
     )
 
 
-class AddNorm(nn.Module):
-  """layer_norm(x + dropout(y + y_bias)). [B, T, D] -> [B, T, D].
+def add_norm(
+  x: jax.Array,
+  y: jax.Array,
+  y_bias: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  words: jax.Array | None,
+  rate: float,
+  site: int,
+) -> jax.Array:
+  """layer_norm(x + dropout(y + y_bias)).
 
-  A module without parameters, so that it can be placed on a mesh of devices by
-  its name.
-
-  Args of a call:
+  Args:
     x: [B, T, D].
     y: [B, T, D].
     y_bias: [D].
     scale: [D], of the norm.
     bias: [D], of the norm.
-    words: uint32 [B, 2], of the clips' dropout keys.
+    words: uint32 [B, 2], of the clips' dropout keys; None for no dropout.
+    rate: share of y that is dropped.
+    site: which use of the keys this is.
+
+  Returns:
+    [B, T, D].
   """
+  place = placement.current()
+  if place.kernels == "gpu":
+    # Imported where it runs: elsewhere Pallas is 0.2 s of imports.
+    from ssl_jax.models.kernels import norm_gpu
 
-  rate: float
-  site: int
+    words, rate = kernel_dropout(words, rate, x.shape[0])
+    return place.kernel(
+      lambda *arrays: norm_gpu.add_norm(*arrays, rate, site, EPSILON),
+      *(x, y, y_bias, scale, bias, words),
+      axes=(("rows",), ("rows",), (), (), (), ("rows",)),
+      out=("rows",),
+    )
+  y = dropout(y + y_bias.astype(y.dtype), rate, words, site)
+  return layer_norm(x + y, scale, bias)
 
-  def __call__(
-    self,
-    x: jax.Array,
-    y: jax.Array,
-    y_bias: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    words: jax.Array,
-  ) -> jax.Array:
-    if target.kernels() == "gpu":
-      from ssl_jax.models.kernels import norm_gpu
 
-      return norm_gpu.add_norm(
-        x, y, y_bias, scale, bias, words, self.rate, self.site
-      )
-    y = dropout(y + y_bias.astype(y.dtype), self.rate, words, self.site)
-    return layer_norm(x + y, scale, bias)
+def clip_moments(x: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance over a clip's real positions.
+
+  x [B, ..., C], real bool [B, ...] -> two of [B, 1 ..., C].
+  """
+  axes = tuple(range(1, x.ndim - 1))
+  real = real[..., None]
+  count = jnp.maximum(1, real.sum(axis=axes, keepdims=True))
+  mean = jnp.where(real, x, 0).sum(axis=axes, keepdims=True) / count
+  squares = jnp.where(real, jnp.square(x - mean), 0)
+  return mean, squares.sum(axis=axes, keepdims=True) / count
+
+
+def normalize_waveform(waveform: jax.Array, length: jax.Array) -> jax.Array:
+  """Gives each clip's real samples mean 0 and variance 1. [B, S] -> [B, S]."""
+  x = waveform[..., None]
+  real = jnp.arange(waveform.shape[1]) < length[:, None]
+  mean, variance = clip_moments(x, real)
+  return jnp.where(
+    real, ((x - mean) * jax.lax.rsqrt(variance + 1e-7))[..., 0], 0
+  )
 
 
 # Outside of a larger program, one program instead of one an operation.
@@ -79,7 +108,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Of mean 0 and variance 1 over channels, and what x was multiplied by."""
+  """Returns x with mean 0 and variance 1 over channels, and the gain of it."""
   x -= x.mean(axis=-1, keepdims=True)
   gain = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + EPSILON)
   return x * gain, gain
@@ -88,7 +117,7 @@ def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def normalize_gradient(
   normed: jax.Array, gain: jax.Array, d_normed: jax.Array
 ) -> jax.Array:
-  """What the gradient of `normalize`'s result is to its input."""
+  """Takes the gradient of `normalize`'s result to that of its input."""
   along = (d_normed * normed).mean(axis=-1, keepdims=True)
   mean = d_normed.mean(axis=-1, keepdims=True)
   return gain * (d_normed - mean - normed * along)

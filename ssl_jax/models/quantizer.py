@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 class Quantized(NamedTuple):
-  """What the quantizer returns; G groups of V codes.
+  """The quantizer's result; G groups of V codes.
 
   vectors: [B, T, code_dim], the chosen codes' vectors side by side.
   codes: int32 [B, T, G], the likeliest code of each group, without noise.

@@ -19,7 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import row_keys
-from ssl_jax.models.frontends.logmel import torch_linear_init
+from ssl_jax.models.linear import torch_linear_init
 from ssl_jax.objectives import terms
 from ssl_jax.objectives.objective import Objective
 from ssl_jax.signal import fbank

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssl_jax.knobs import Knob
+from ssl_jax.models import frontends
 from ssl_jax.models.backbone import Encoded
 
 KNOBS = {
@@ -27,8 +28,8 @@ def feature_penalty(encoded: Encoded, frame_mask: jax.Array) -> jax.Array:
 
 
 def penalty_weight(config: ConfigDict) -> dict[str, float]:
-  """The penalty's entry in `weights`: only a learned stem has one."""
-  if config.frontend.name != "waveform":
+  """The penalty's entry in `weights`: only a learned frontend has one."""
+  if not frontends.make(config.frontend).is_learned:
     return {}
   return {"feature_penalty": config.objective.feature_penalty}
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from ssl_jax import num_frames
 from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
+from ssl_jax.models import frontends
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.dropout import (
   dropout,
@@ -21,8 +22,7 @@ from ssl_jax.models.dropout import (
   key_words,
   row_keys,
 )
-from ssl_jax.models.frontends.logmel import torch_linear_init
-from ssl_jax.models.frontends.waveform import STEM_LAYERS
+from ssl_jax.models.linear import torch_linear_init
 from ssl_jax.models.quantizer import Quantizer
 from ssl_jax.objectives import terms
 from ssl_jax.objectives.objective import Objective
@@ -179,9 +179,7 @@ class Wav2Vec2(Objective):
 
   def head_flops(self, num_samples: int) -> int:
     config, frames = self.config.wav2vec2, num_frames(num_samples)
-    channels = STEM_LAYERS[-1][0]
-    if self.config.frontend.name == "logmel":
-      channels = 2 * self.config.frontend.num_mel_bins
+    channels = frontends.make(self.config.frontend).channels
     per_frame = (
       self.config.encoder.hidden_size * config.final_dim
       + channels * config.num_groups * config.num_codes

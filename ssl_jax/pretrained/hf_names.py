@@ -1,58 +1,41 @@
-"""How transformers names what is here: config keys, and arrays.
+"""Names in transformers of what is here: config keys, and arrays.
 
 Arrays there have our axes in the opposite order; layers are not stacked.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from ssl_jax.models.frontends.waveform import STEM_LAYERS
+from ml_collections import ConfigDict
+
+from ssl_jax.errors import UserError
+from ssl_jax.models import encoders, frontends
 
 MODELS = ("hubert", "wav2vec2")
+WEIGHTS = "model.safetensors"
+MASK = "masked_spec_embed"  # Absent from models trained without masks.
 
-# What encoders here always have, by its name there.
-FIXED = {
+# Parts of the backbone that are the same for all frontends and blocks.
+_FIXED = {
   "adapter_attn_dim": None,
-  "conv_dim": [channels for channels, _, _ in STEM_LAYERS],
-  "conv_kernel": [kernel for _, kernel, _ in STEM_LAYERS],
   "conv_pos_batch_norm": False,
-  "conv_stride": [stride for _, _, stride in STEM_LAYERS],
-  "feat_extract_activation": "gelu",
   "feat_proj_layer_norm": True,
-  "hidden_act": "gelu",
   "layer_norm_eps": 1e-5,
 }
-
-# Keys of the config, by their names there, and the defaults there: files may
-# hold only what differs.
-KEYS = {
-  "feat_extract_norm": ("frontend.norm", "group"),
-  "conv_bias": ("frontend.conv_bias", False),
+_KEYS = {
   "num_hidden_layers": ("encoder.num_layers", 12),
   "hidden_size": ("encoder.hidden_size", 768),
-  "intermediate_size": ("encoder.ffn_size", 3072),
-  "num_attention_heads": ("encoder.num_heads", 12),
   "num_conv_pos_embeddings": ("encoder.position_kernel", 128),
   "num_conv_pos_embedding_groups": ("encoder.position_groups", 16),
   "do_stable_layer_norm": ("encoder.norm_first", False),
   "feat_proj_dropout": ("encoder.input_dropout", 0.0),
   "hidden_dropout": ("encoder.dropout", 0.1),
-  "attention_dropout": ("encoder.attention_dropout", 0.1),
-  "activation_dropout": ("encoder.activation_dropout", 0.1),
   "layerdrop": ("encoder.layerdrop", 0.1),
 }
-
-WEIGHTS = "model.safetensors"
-MASK = "masked_spec_embed"  # Not there in models trained without masks.
-
 _MODULES = {
-  "attention_norm": "layer_norm",
-  "down": "feed_forward.output_dense",
-  "ffn_norm": "final_layer_norm",
-  "key": "attention.k_proj",
-  "output": "attention.out_proj",
-  "query": "attention.q_proj",
-  "up": "feed_forward.intermediate_dense",
-  "value": "attention.v_proj",
+  "encoder": "encoder.layer_norm",
+  "feature_norm": "feature_projection.layer_norm",
+  "projection": "feature_projection.projection",
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _POSITIONS = "encoder.pos_conv_embed.conv"
@@ -62,7 +45,7 @@ _POSITION_LEAVES = {
   "scale": ("parametrizations.weight.original0", "weight_g"),
 }
 
-# Of Wav2Vec2ForPreTraining's heads, as KEYS.
+# Wav2Vec2ForPreTraining's heads, as `Layout.keys`.
 HEAD_KEYS = {
   "num_codevector_groups": ("wav2vec2.num_groups", 2),
   "num_codevectors_per_group": ("wav2vec2.num_codes", 320),
@@ -82,30 +65,54 @@ _VECTORS = "quantizer.codevectors"  # [1, G V, D / G] there.
 
 
 def head_name(path: Sequence[str]) -> str:
-  """What a leaf of a Wav2Vec2ForPreTraining's heads is called there."""
+  """Returns the name of a leaf of a Wav2Vec2ForPreTraining's heads."""
   *_, module, leaf = path
   return _VECTORS if leaf == "vectors" else f"{_HEADS[module]}.{_LEAVES[leaf]}"
 
 
-def layer_name(module: str, leaf: str, layer: int) -> str:
-  """What a leaf of an encoder's layer is called there."""
-  return f"encoder.layers.{layer}.{_MODULES[module]}.{_LEAVES[leaf]}"
+class Layout:
+  """Names of a backbone's config keys and arrays.
 
+  Attributes:
+    keys: {key there: (key of the config here, default there)}: files there may
+      hold only what differs.
+    fixed: {key there: the value that it always has here}.
+  """
 
-def names(modules: Sequence[str], name: str) -> tuple[str, ...]:
-  """What a leaf outside the layers is called there, and was in older files."""
-  if not modules:
-    return (MASK,)
-  if modules == ["encoder", "positions"]:
-    return tuple(f"{_POSITIONS}.{leaf}" for leaf in _POSITION_LEAVES[name])
-  if modules[0] == "stem":
-    kind, index = modules[1][:4], modules[1][4:]
-    part = "conv" if kind == "conv" else "layer_norm"
-    module = f"feature_extractor.conv_layers.{index}.{part}"
-  else:
-    module = {
-      "encoder": "encoder.layer_norm",
-      "feature_norm": "feature_projection.layer_norm",
-      "projection": "feature_projection.projection",
-    }[modules[0]]
-  return (f"{module}.{_LEAVES[name]}",)
+  def __init__(self, config: ConfigDict):
+    """Makes it for the frontend and block of a config.
+
+    Raises:
+      UserError: transformers has no such frontend or block.
+    """
+    frontend = frontends.make(config.frontend).hf
+    block = encoders.make_block(config.encoder).hf
+    for kind, name, names in (
+      ("frontend", config.frontend.name, frontend),
+      ("encoder", config.encoder.name, block),
+    ):
+      if names is None:
+        raise UserError(
+          f"transformers has no config.{kind}.name={name}: export the encoder "
+          "with --format=stablehlo, or extract its features"
+        )
+    self._stem, self._layer = frontend.modules, block.modules
+    self.fixed: dict[str, Any] = _FIXED | frontend.fixed | block.fixed
+    self.keys = dict(_KEYS)
+    for section, names in (("frontend", frontend), ("encoder", block)):
+      for key, (knob, default) in names.keys.items():
+        self.keys[key] = f"{section}.{knob}", default
+
+  def layer_name(self, module: str, leaf: str, layer: int) -> str:
+    """Returns the name of a leaf of an encoder's layer."""
+    return f"encoder.layers.{layer}.{self._layer[module]}.{_LEAVES[leaf]}"
+
+  def names(self, modules: Sequence[str], leaf: str) -> tuple[str, ...]:
+    """Returns the names of a leaf outside the layers: now, in older files."""
+    if not modules:
+      return (MASK,)
+    if modules == ["encoder", "positions"]:
+      return tuple(f"{_POSITIONS}.{name}" for name in _POSITION_LEAVES[leaf])
+    in_stem = modules[0] == "stem"
+    module = self._stem[modules[1]] if in_stem else _MODULES[modules[0]]
+    return (f"{module}.{_LEAVES[leaf]}",)

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from ssl_jax import config as config_lib
 from ssl_jax import reading
 from ssl_jax.config import validate
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
+from ssl_jax.models import frontends
 from ssl_jax.models.backbone import Backbone
-from ssl_jax.models.frontends.waveform import STEM_LAYERS
-from ssl_jax.pretrained import hf_names as layout
+from ssl_jax.pretrained import hf_names
 
 
 def read(folder: Path) -> tuple[ConfigDict, Any]:
@@ -36,7 +36,7 @@ def read(folder: Path) -> tuple[ConfigDict, Any]:
   Raises:
     UserError: it is no such directory, of another architecture, or damaged.
   """
-  config = _read_config(folder)
+  config, layout = _read_config(folder)
   shapes = jax.eval_shape(
     Backbone(config, jnp.float32).init,
     jax.random.key(0),
@@ -48,7 +48,7 @@ def read(folder: Path) -> tuple[ConfigDict, Any]:
   def take(names: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     name = next((name for name in names if name in weights), None)
     if name is None:
-      if names == (layout.MASK,):
+      if names == (hf_names.MASK,):
         return np.zeros(shape, np.float32)
       raise UserError(f"{folder}: no weights {names[0]!r} in its safetensors")
     used.add(name)
@@ -86,16 +86,17 @@ def read_heads(folder: Path) -> tuple[dict[str, Any], Any] | None:
     return None
   sizes = {
     ours.split(".")[1]: theirs.get(key, value)
-    for key, (ours, value) in layout.HEAD_KEYS.items()
+    for key, (ours, value) in hf_names.HEAD_KEYS.items()
   }
   for key in ("num_groups", "num_codes", "code_dim", "final_dim"):
     if type(sizes[key]) is not int or not 0 < sizes[key] <= 1 << 17:
       raise UserError(f"{folder}/config.json: {key} is {sizes[key]!r}")
   groups, codes = sizes["num_groups"], sizes["num_codes"]
   code, final = sizes["code_dim"], sizes["final_dim"]
+  channels = frontends.make(_base().frontend).channels
   shapes = {
     "quantizer": {
-      "logits": _dense(STEM_LAYERS[-1][0], groups * codes),
+      "logits": _dense(channels, groups * codes),
       "vectors": (groups, codes, code // groups),
     },
     "quantizer_proj": _dense(code, final),
@@ -104,7 +105,7 @@ def read_heads(folder: Path) -> tuple[dict[str, Any], Any] | None:
   weights = _read_weights(folder)
 
   def leaf(path: Any, shape: tuple[int, ...]) -> np.ndarray:
-    name = layout.head_name(path := [entry.key for entry in path])
+    name = hf_names.head_name(path := [entry.key for entry in path])
     if name not in weights:
       raise UserError(f"{folder}: no weights {name!r} in its safetensors")
     value = weights[name]
@@ -134,31 +135,38 @@ def _checked(
   return value
 
 
-def _read_config(folder: Path) -> ConfigDict:
+def _base() -> ConfigDict:
+  """Returns the config of what transformers' models consist of."""
+  config = config_lib.base()
+  config.frontend.name, config.encoder.name = "waveform", "transformer"
+  return config
+
+
+def _read_config(folder: Path) -> tuple[ConfigDict, hf_names.Layout]:
   theirs = _read_json(folder / "config.json")
   kind = theirs.get("model_type")
-  if kind not in layout.MODELS:
+  if kind not in hf_names.MODELS:
     raise UserError(
       f"{folder} holds a model of type {kind!r}: expected one of "
-      f"{', '.join(layout.MODELS)}"
+      f"{', '.join(hf_names.MODELS)}"
     )
-  for key, value in layout.FIXED.items():
+  layout = hf_names.Layout(config := _base())
+  for key, value in layout.fixed.items():
     if theirs.get(key, value) != value:
       raise UserError(
         f"{folder}/config.json: {key} is {theirs[key]!r}; encoders here have "
         f"{value!r}"
       )
-  config = config_lib.base()
   flat = {
-    ours: theirs.get(key, value) for key, (ours, value) in layout.KEYS.items()
+    ours: theirs.get(key, value) for key, (ours, value) in layout.keys.items()
   }
-  flat["frontend.name"], flat["frontend.grad_mult"] = "waveform", 1.0
+  flat["frontend.grad_mult"] = 1.0
   flat["objective.name"] = kind
   flat["frontend.normalize_waveform"] = True
   if (folder / "preprocessor_config.json").exists():
-    asked = _read_json(folder / "preprocessor_config.json")
-    # As its feature extractor: unless it says otherwise.
-    flat["frontend.normalize_waveform"] = asked.get("do_normalize", True)
+    extractor = _read_json(folder / "preprocessor_config.json")
+    # A feature extractor normalises unless it says otherwise.
+    flat["frontend.normalize_waveform"] = extractor.get("do_normalize", True)
   try:
     for key, value in flat.items():
       section, name = key.split(".")
@@ -166,9 +174,9 @@ def _read_config(folder: Path) -> ConfigDict:
       config[section][name] = kind(value) if kind is float else value
     validate(config)
   except (TypeError, ValueError, OverflowError, UserError) as error:
-    said = " ".join(str(error).split())
-    raise UserError(f"{folder}/config.json: {said}") from error
-  return config
+    message = " ".join(str(error).split())
+    raise UserError(f"{folder}/config.json: {message}") from error
+  return config, layout
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -182,41 +190,43 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-  """All of them, float32, by name."""
-  import safetensors  # Here: whoever imports nothing needs it not.
+  """Reads all of them, float32, by name."""
+  import safetensors  # Imported late: only who reads such a folder needs it.
 
-  index = folder / f"{layout.WEIGHTS}.index.json"
+  index = folder / f"{hf_names.WEIGHTS}.index.json"
   if index.exists():
     placed = _read_json(index).get("weight_map")
     if not isinstance(placed, dict):
       raise UserError(f"{index}: expected a weight_map")
     files = sorted({*map(str, placed.values())})
   else:
-    files = [layout.WEIGHTS]
+    files = [hf_names.WEIGHTS]
   weights = {}
-  for file in files:
-    path = folder / Path(file).name
+  for name in files:
+    path = folder / Path(name).name
     if not os.path.isfile(path):
       raise UserError(
         f"{folder} holds no {path.name}: where it has pytorch_model.bin, load "
         "it in transformers and save_pretrained it again"
       )
     try:
-      with safetensors.safe_open(path, framework="flax") as found:
-        for name in found.keys():
-          tensor = found.get_tensor(name)
+      with safetensors.safe_open(path, framework="flax") as file:
+        for name in file.keys():
+          tensor = file.get_tensor(name)
           if np.iscomplexobj(tensor):
             raise ValueError(f"complex numbers in {name}")
           weights[name] = np.asarray(tensor, np.float32)
-    except Exception as error:  # Of many kinds: tears, types, odd headers.
-      said = " ".join(str(error).split())[:200]
-      raise UserError(f"{path} is damaged ({said}): copy it again") from error
+    except Exception as error:  # Tears, types, odd headers.
+      message = one_line(error)
+      raise UserError(
+        f"{path} is damaged ({message}): copy it again"
+      ) from error
   return weights
 
 
 def _of_encoder(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The encoder's, by their name within it."""
-  for prefix in (f"{model}." for model in layout.MODELS):
+  """Picks the encoder's, by their name within it."""
+  for prefix in (f"{model}." for model in hf_names.MODELS):
     if any(name.startswith(prefix) for name in weights):
       return {
         name.removeprefix(prefix): value

@@ -9,22 +9,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.errors import UserError
-from ssl_jax.models.frontends.waveform import STEM_LAYERS
-from ssl_jax.pretrained import hf_names as layout
+from ssl_jax.pretrained import hf_names
 
 
 def architecture(config: ConfigDict, heads: Any) -> str:
-  """The class there that loads what `write` writes.
+  """Returns the class there that loads what `write` writes.
 
   Raises:
     UserError: transformers has no such encoder.
   """
-  if config.frontend.name != "waveform":
-    raise UserError(
-      f"transformers has no encoder on {config.frontend.name} frames: export "
-      "it with --format=stablehlo, or extract its features"
-    )
+  hf_names.Layout(config)
   if config.objective.name != "wav2vec2":
     return "HubertModel"
   return "Wav2Vec2ForPreTraining" if heads else "Wav2Vec2Model"
@@ -45,12 +39,12 @@ def write(folder: Path, config: ConfigDict, params: Any, heads: Any) -> None:
   """
   from safetensors.numpy import save_file
 
-  name = architecture(config, heads)
+  name, layout = architecture(config, heads), hf_names.Layout(config)
   kind = "wav2vec2" if config.objective.name == "wav2vec2" else "hubert"
-  tensors = _of_encoder(params, f"{kind}." if heads else "")
-  keys = layout.KEYS
+  tensors = _of_encoder(layout, params, f"{kind}." if heads else "")
+  keys = layout.keys
   if heads:
-    keys = keys | layout.HEAD_KEYS
+    keys = keys | hf_names.HEAD_KEYS
     for path, value in jax.tree_util.tree_leaves_with_path(heads):
       path = [entry.key for entry in path]
       value = (
@@ -58,16 +52,15 @@ def write(folder: Path, config: ConfigDict, params: Any, heads: Any) -> None:
         if path[-1] == "vectors"
         else value.T
       )
-      tensors[layout.head_name(path)] = value
+      tensors[hf_names.head_name(path)] = value
   flat = {key: _at(config, ours) for key, (ours, _) in keys.items()}
   _write_json(
     folder / "config.json",
     {
       "architectures": [name],
       "model_type": kind,
-      **layout.FIXED,
+      **layout.fixed,
       **flat,
-      "num_feat_extract_layers": len(STEM_LAYERS),
       "dtype": "float32",
     },
   )
@@ -88,12 +81,14 @@ def write(folder: Path, config: ConfigDict, params: Any, heads: Any) -> None:
       name: np.ascontiguousarray(value, np.float32)
       for name, value in tensors.items()
     },
-    folder / layout.WEIGHTS,
+    folder / hf_names.WEIGHTS,
     {"format": "pt"},
   )
 
 
-def _of_encoder(params: Any, prefix: str) -> dict[str, np.ndarray]:
+def _of_encoder(
+  layout: hf_names.Layout, params: Any, prefix: str
+) -> dict[str, np.ndarray]:
   tensors = {}
   for path, value in jax.tree_util.tree_leaves_with_path(params):
     *modules, leaf = [entry.key for entry in path]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.models import target
+from ssl_jax.models import placement
 
 _PROGRAM = "encoder.jaxexport"
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,8 +35,8 @@ def write(
   def encode(waveform: jax.Array, length: jax.Array) -> jax.Array:
     return states(waveform, length).astype(jnp.float32)
 
-  # As for a CPU: kernels are of one platform and of fixed shapes.
-  with target.tracing_for("cpu"):
+  # A CPU has no kernels, which are for one platform and of fixed shapes.
+  with placement.use(placement.Placement("cpu")):
     exported = jax.export.export(encode, platforms=_PLATFORMS)(
       jax.ShapeDtypeStruct((rows, samples), jnp.float32),
       jax.ShapeDtypeStruct((rows,), jnp.int32),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models.frontends.logmel import torch_linear_init
+from ssl_jax.models.linear import torch_linear_init
 
 
 class Weighted(nn.Module):

@@ -101,7 +101,7 @@ def _train(
   # decay, else fresh parameters.
   by_row, replicated = sharding.by_row(mesh), sharding.replicated(mesh)
   abstract_state = jax.eval_shape(init)
-  placed = sharding.of_state(mesh, abstract_state)
+  placed = sharding.of_state(config, mesh, abstract_state)
   abstract_state = sharding.abstract(abstract_state, placed)
   checkpoints = Checkpoints(
     workdir, config.checkpoint.keep, config.checkpoint.at

@@ -92,7 +92,7 @@ def make_train_step(
     key = jax.random.fold_in(key, DROPOUT)
 
     def totals_of(params: Any, part: dict) -> dict:
-      params = {"params": sharding.gather(mesh, params)}
+      params = {"params": sharding.gather(config, mesh, params)}
       with sharding.suit(mesh):
         part = part | beside(extra)
         return objective.apply(params, part, key, state["update"])

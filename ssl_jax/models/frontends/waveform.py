@@ -21,14 +21,15 @@ from flax import linen as nn
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
 from ssl_jax.knobs import Knob
-from ssl_jax.models import target
-from ssl_jax.models.frontends.logmel import clip_moments
+from ssl_jax.models import placement
+from ssl_jax.models.frontends import frontend
 from ssl_jax.models.gelu import gelu
-from ssl_jax.models.norm import EPSILON, Norm, layer_norm
+from ssl_jax.models.hf import HfNames
+from ssl_jax.models.norm import EPSILON, Norm, clip_moments, layer_norm
 
 # paper.md, "Architectures": (channels, kernel, stride). Total stride 320.
-STEM_LAYERS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
-_WINDOW, _HOP = STEM_LAYERS[0][1:]  # Samples, of the first convolution.
+_LAYERS = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
+_WINDOW, _HOP = _LAYERS[0][1:]  # Samples, of the first convolution.
 _OVERLAP = FRAME_WINDOW - FRAME_HOP
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -51,55 +52,114 @@ KNOBS = {
 }
 
 
-class WaveformStem(nn.Module):
+class Frontend(frontend.Frontend):
   """Waveform -> 7 x (convolution, norm, GELU) -> frames.
 
   [B, S] -> [B, T, 512]. `norm` is "group" (after the first convolution, a mean
   and variance per channel over the clip's own frames) or "layer" (after each
   convolution, over channels).
-
-  A clip may be computed as several `segments` in the batch, with the same
-  result: TPUs want a multiple of 8 rows, or move ten times the memory.
   """
 
-  norm: str
-  bias: bool
-  dtype: jnp.dtype
+  knobs = KNOBS
+  is_learned = True
+  hf = HfNames(
+    modules={
+      f"{ours}{i}": f"feature_extractor.conv_layers.{i}.{theirs}"
+      for ours, theirs in (("conv", "conv"), ("norm", "layer_norm"))
+      for i in range(len(_LAYERS))
+    },
+    keys={
+      "feat_extract_norm": ("norm", "group"),
+      "conv_bias": ("conv_bias", False),
+    },
+    fixed={
+      "conv_dim": [channels for channels, _, _ in _LAYERS],
+      "conv_kernel": [kernel for _, kernel, _ in _LAYERS],
+      "conv_stride": [stride for _, _, stride in _LAYERS],
+      "feat_extract_activation": "gelu",
+      "num_feat_extract_layers": len(_LAYERS),
+    },
+  )
 
   @nn.compact
-  def __call__(
-    self, waveform: jax.Array, length: jax.Array, segments: int = 1
-  ) -> jax.Array:
+  def __call__(self, waveform: jax.Array, length: jax.Array) -> jax.Array:
     convs, norms, inputs = [], [], 1
-    for i, (channels, width, _) in enumerate(STEM_LAYERS):
+    for i, (channels, width, _) in enumerate(_LAYERS):
       shape = (width, inputs, channels)
-      convs.append(_Convolution(shape, self.bias, name=f"conv{i}")())
-      has_norm = i == 0 or self.norm == "layer"
+      conv = _Convolution(shape, self.config.conv_bias, name=f"conv{i}")
+      has_norm = i == 0 or self.config.norm == "layer"
+      convs.append(conv())
       norms.append(Norm(channels, name=f"norm{i}")() if has_norm else None)
       inputs = channels
-
-    if self.norm == "group":
-      # The norm takes it away, but from bfloat16 not all of it.
-      real = jnp.arange(waveform.shape[1]) < length[:, None]
-      mean, _ = clip_moments(waveform[..., None], real)
-      waveform = waveform - mean[..., 0]
-    x = _segments(waveform, segments)  # [B segments, S']
-    if self.norm == "group":
-      # A bias would go with the mean that the norm takes away.
-      kernel = fold_norm(waveform, length, convs[0][0], *norms[0])
-      kernel = jnp.repeat(kernel, segments, axis=0).astype(self.dtype)
-      x = _again(_first_two)(_windows(x).astype(self.dtype), kernel, convs[1])
-      norms = [None] * len(norms)
+    place = placement.current()
+    waveform, length = place.spread(waveform), place.spread(length)
+    segments = place.segments(waveform.shape[0])
+    if self.config.norm == "group":
+      features = self._group_norm(waveform, length, convs, norms[0], segments)
     else:
-      x = _convolve(x[..., None].astype(self.dtype), convs[0], 0)
-      x = _again(_next)(x, norms[0], convs[1], 1)
-    for i in range(2, len(STEM_LAYERS)):
-      x = _again(_next)(x, norms[i - 1], convs[i], i)
-    x = _activate(x, norms[-1])
+      features = self._layer_norm(waveform, convs, norms, segments)
     if segments > 1:
-      x = x.reshape(-1, segments * x.shape[1], x.shape[2])
-      x = x[:, : num_frames(waveform.shape[1])]
-    return x
+      features = features.reshape(
+        -1, segments * features.shape[1], features.shape[2]
+      )
+      features = features[:, : num_frames(waveform.shape[1])]
+    return _scale_gradient(place.spread(features), self.config.grad_mult)
+
+  def _group_norm(
+    self,
+    waveform: jax.Array,
+    length: jax.Array,
+    convs: list[Parameters],
+    norm: Parameters,
+    segments: int,
+  ) -> jax.Array:
+    """The stem with one norm, which becomes part of the first kernel."""
+    # The mean is subtracted in float32: the norm would cancel it exactly, but
+    # bfloat16 has rounded it before.
+    real = jnp.arange(waveform.shape[1]) < length[:, None]
+    mean, _ = clip_moments(waveform[..., None], real)
+    waveform = waveform - mean[..., 0]
+    # The first convolution's bias would go with the mean that the norm takes
+    # away.
+    kernel = fold_norm(waveform, length, convs[0][0], *norm)
+    kernel = jnp.repeat(kernel, segments, axis=0).astype(self.dtype)
+    windows = _windows(_segments(waveform, segments)).astype(self.dtype)
+    x = _again(_first_two)(windows, kernel, convs[1])
+    for i in range(2, len(_LAYERS)):
+      x = _again(_next)(x, None, convs[i], i)
+    return _activate(x, None)
+
+  def _layer_norm(
+    self,
+    waveform: jax.Array,
+    convs: list[Parameters],
+    norms: list[Parameters],
+    segments: int,
+  ) -> jax.Array:
+    """The stem with a norm after each convolution."""
+    x = _segments(waveform, segments)[..., None].astype(self.dtype)
+    x = _convolve(x, convs[0], 0)
+    for i in range(1, len(_LAYERS)):
+      x = _again(_next)(x, norms[i - 1], convs[i], i)
+    return _activate(x, norms[-1])
+
+  @property
+  def channels(self) -> int:
+    return _LAYERS[-1][0]
+
+  def flops(self, num_samples: int) -> int:
+    flops, length, inputs = 0, num_samples, 1
+    for channels, kernel, stride in _LAYERS:
+      length = (length - kernel) // stride + 1
+      flops += 2 * length * kernel * inputs * channels
+      inputs = channels
+    return flops
+
+
+def _scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+  """The identity, whose gradient is multiplied by `factor`."""
+  constant = jax.lax.stop_gradient(x)
+  return constant + factor * (x - constant)
 
 
 def fold_norm(
@@ -132,9 +192,8 @@ def fold_norm(
   real = (jnp.arange(windows.shape[1]) < count[:, None])[..., None]
   count = jnp.maximum(1, count)[:, None]
   mean = jnp.where(real, windows, 0).sum(axis=1) / count  # [B, 10]
-  # In the basis of the cosine transform, where speech's covariance is nearly
-  # diagonal: else what is far below the low frequencies drowns in their
-  # rounding.
+  # In the basis of the cosine transform speech's covariance is nearly diagonal;
+  # in another, what is far below the low frequencies drowns in their rounding.
   cosines = _cosines()
   centred = jnp.matmul(windows - mean[:, None], cosines, precision=_EXACT)
   centred = jnp.where(real, centred, 0)
@@ -150,19 +209,20 @@ def fold_norm(
   return jnp.concatenate([kernel, offset[:, None]], axis=1)
 
 
-class FirstLayer(nn.Module):
-  """gelu(windows kernel). [B, T, W], [B, W, C] -> [B, T, C].
+def _first_layer(windows: jax.Array, kernel: jax.Array) -> jax.Array:
+  """gelu(windows kernel). [B, T, W], [B, W, C] -> [B, T, C]."""
+  place = placement.current()
+  if place.kernels == "gpu":
+    # Imported where it runs: elsewhere Pallas is 0.2 s of imports.
+    from ssl_jax.models.kernels import stem_gpu
 
-  A module without parameters, so that it can be placed on a mesh of devices by
-  its name.
-  """
-
-  def __call__(self, windows: jax.Array, kernel: jax.Array) -> jax.Array:
-    if target.kernels() == "gpu":
-      from ssl_jax.models.kernels import stem_gpu
-
-      return stem_gpu.first_layer(windows, kernel)
-    return gelu(jnp.einsum("bti,bic->btc", windows, kernel))
+    return place.kernel(
+      lambda *arrays: stem_gpu.first_layer(*arrays),
+      *(windows, kernel),
+      axes=(("all_rows",), ("all_rows",)),
+      out=("all_rows",),
+    )
+  return gelu(jnp.einsum("bti,bic->btc", windows, kernel))
 
 
 def _first_two(
@@ -170,7 +230,7 @@ def _first_two(
 ) -> jax.Array:
   """The first layer and the second convolution."""
   windows = jnp.pad(windows, ((0, 0), (0, 0), (0, 1)), constant_values=1)
-  return _convolve(FirstLayer(parent=None).apply({}, windows, kernel), conv, 1)
+  return _convolve(_first_layer(windows, kernel), conv, 1)
 
 
 def _again(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -178,7 +238,7 @@ def _again(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
   Elsewhere it would only take time.
   """
-  if target.platform() != "tpu":
+  if placement.current().platform != "tpu":
     return function
   return jax.checkpoint(
     function, static_argnums=(3,) if function is _next else ()
@@ -201,7 +261,7 @@ def _convolve(x: jax.Array, conv: Parameters, layer: int) -> jax.Array:
   x = jax.lax.conv_general_dilated(
     x,
     kernel.astype(x.dtype),
-    window_strides=(STEM_LAYERS[layer][2],),
+    window_strides=(_LAYERS[layer][2],),
     padding="VALID",
     dimension_numbers=("NWC", "WIO", "NWC"),
   )  # [B, T_i, C]
@@ -209,7 +269,7 @@ def _convolve(x: jax.Array, conv: Parameters, layer: int) -> jax.Array:
 
 
 def _windows(waveform: jax.Array) -> jax.Array:
-  """What the first convolution sees. [B, S] -> [B, T_0, 10]."""
+  """Cuts out what the first convolution sees. [B, S] -> [B, T_0, 10]."""
   count = (waveform.shape[1] - _WINDOW) // _HOP + 1
   # A window is two hops.
   hops = waveform[:, : (count + 1) * _HOP].reshape(-1, count + 1, _HOP)
@@ -226,7 +286,11 @@ def _cosines() -> np.ndarray:
 
 
 def _segments(waveform: jax.Array, segments: int) -> jax.Array:
-  """Cuts clips into runs of frames. [B, S] -> [B segments, S']."""
+  """Cuts clips into runs of frames. [B, S] -> [B segments, S'].
+
+  The result of the stem is the same: TPUs want a multiple of 8 rows, or move
+  ten times the memory.
+  """
   if segments == 1:
     return waveform
   rows, size = waveform.shape

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from ssl_jax.models.attention import weight_bits
-from ssl_jax.models.dropout import is_kept
+from ssl_jax.models.dropout import is_kept, weight_bits
 from ssl_jax.models.kernels.gpu_math import exp2
 
 _BLOCK = 64  # Queries and keys of a tile.
@@ -34,7 +33,7 @@ def attention(
   rate: float,
   interpret: bool = False,
 ) -> jax.Array:
-  """As `ssl_jax.models.attention.plain`.
+  """Computes what `ssl_jax.models.attention.plain` does.
 
   packed [B, T, 3, H, D], frames int32 [B], words uint32 [B, 2],
   heads int32 [H] -> [B, T, H, D].
@@ -117,7 +116,7 @@ _attend.defvjp(_forward, _backward)
 
 
 class _Specs:
-  """How a program (tile, head, clip) sees arrays.
+  """The parts of arrays that a program (tile, head, clip) sees.
 
   Tiles are as wide as the next power of 2, and may go past the last frame.
   """
@@ -132,20 +131,20 @@ class _Specs:
         lambda i, h, b: (b, i if rows == _BLOCK else 0, k, h, 0),
       )
 
-    # Of [B, T, 3, H, D]: a tile of one of the three, all frames, all three.
+    # [B, T, 3, H, D]: a tile of one of the three, all frames, all three.
     self.part = functools.partial(part, _BLOCK)
     self.whole_part = functools.partial(part, padded)
     self.parts = pl.BlockSpec(
       (None, _BLOCK, 3, None, width), lambda i, h, b: (b, i, 0, h, 0)
     )
-    # Of [B, T, H, D].
+    # [B, T, H, D].
     self.tile = pl.BlockSpec(
       (None, _BLOCK, None, width), lambda i, h, b: (b, i, h, 0)
     )
     self.whole_tile = pl.BlockSpec(
       (None, padded, None, width), lambda i, h, b: (b, 0, h, 0)
     )
-    # Of [B, H, T], [B, T] and [B, 1].
+    # [B, H, T], [B, T] and [B, 1].
     self.line = pl.BlockSpec((None, None, _BLOCK), lambda i, h, b: (b, h, i))
     self.whole_line = pl.BlockSpec(
       (None, None, padded), lambda i, h, b: (b, h, 0)
@@ -171,7 +170,7 @@ def _over_tiles(
 
 
 def _inside(start: Any, time: int, width: int, last: bool) -> jax.Array:
-  """Where a tile is real. -> bool [1 or _BLOCK, D']."""
+  """Tells where a tile is real. -> bool [1 or _BLOCK, D']."""
   inside = (jnp.arange(pl.next_power_of_2(width)) < width)[None]
   if last:
     inside &= (start + jnp.arange(_BLOCK) < time)[:, None]
@@ -316,7 +315,7 @@ def _backward_kernel(
 
   zeros = jnp.zeros(key.shape, jnp.float32)
   d_key, d_value = _over_tiles(time, over_queries, (zeros, zeros))
-  # Of keys that are not real, each has made of itself alone what it is not.
+  # Padded keys got a gradient that is not theirs.
   seen = (start + jnp.arange(_BLOCK) < frames)[:, None]
   d_key = jnp.where(seen, d_key * scale, 0.0)
   d_value = jnp.where(seen, d_value * (1 / (1 - rate)), 0.0)

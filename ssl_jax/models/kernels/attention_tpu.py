@@ -33,7 +33,7 @@ def attention(
   rate: float,
   interpret: bool = False,
 ) -> jax.Array:
-  """As `ssl_jax.models.attention.plain`.
+  """Computes what `ssl_jax.models.attention.plain` does.
 
   packed [B, T, 3, H, D], frames int32 [B], words uint32 [B, 2],
   heads int32 [H] -> [B, T, H, D].
@@ -89,7 +89,7 @@ def _call(
   def clip(x: Any) -> pl.BlockSpec:
     return pl.BlockSpec((None, *x.shape[1:]), lambda b, *_: (b, 0, 0))
 
-  products = 2 if len(inputs) == 1 else 5  # Of [T, D] and [T, T] a head.
+  products = 2 if len(inputs) == 1 else 5  # Pairs of [T, D] and [T, T] a head.
   made = pl.pallas_call(
     functools.partial(kernel, heads=heads, width=width, rate=rate),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -115,7 +115,7 @@ def _call(
 
 
 def _parts(heads: int, width: int) -> list[list[slice]]:
-  """Where each head's query, key and value lie in a row of all of them."""
+  """Places each head's query, key and value in a row of all of them."""
   return [
     [
       slice((part * heads + head) * width, (part * heads + head + 1) * width)

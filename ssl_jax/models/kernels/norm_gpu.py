@@ -16,9 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from ssl_jax.models.dropout import is_kept, row_and_column_bits
-from ssl_jax.models.norm import EPSILON
 
-_ROWS = 8  # Of a tile.
+_ROWS = 8  # Rows of a tile.
 _CHUNK = 4  # Tiles that a program of the backward pass sums over.
 
 
@@ -31,14 +30,15 @@ def add_norm(
   words: jax.Array,
   rate: float,
   site: int,
+  epsilon: float,
   interpret: bool = False,
 ) -> jax.Array:
-  """As `ssl_jax.models.norm.AddNorm`."""
+  """Computes what `ssl_jax.models.norm.add_norm` does."""
   bits = row_and_column_bits(words, x.shape[1], x.shape[2], site)
-  return _add_norm(x, y, y_bias, scale, bias, bits, rate, interpret)
+  return _add_norm(x, y, y_bias, scale, bias, bits, rate, epsilon, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
 def _add_norm(
   x: jax.Array,
   y: jax.Array,
@@ -47,12 +47,15 @@ def _add_norm(
   bias: jax.Array,
   bits: tuple[jax.Array, jax.Array],
   rate: float,
+  epsilon: float,
   interpret: bool,
 ) -> jax.Array:
   batch, time, width = x.shape
   tile, vector, row, column = _specs(_ROWS, width)
   return pl.pallas_call(
-    functools.partial(_forward_kernel, shape=x.shape, rate=rate),
+    functools.partial(
+      _forward_kernel, shape=x.shape, rate=rate, epsilon=epsilon
+    ),
     grid=(pl.cdiv(time, _ROWS), batch),
     in_specs=[tile, tile, vector, vector, vector, row, column],
     out_specs=tile,
@@ -71,14 +74,15 @@ def _forward(
   bias: jax.Array,
   bits: tuple[jax.Array, jax.Array],
   rate: float,
+  epsilon: float,
   interpret: bool,
 ) -> tuple[jax.Array, tuple]:
-  out = _add_norm(x, y, y_bias, scale, bias, bits, rate, interpret)
+  out = _add_norm(x, y, y_bias, scale, bias, bits, rate, epsilon, interpret)
   return out, (x, y, y_bias, scale, bits)
 
 
 def _backward(
-  rate: float, interpret: bool, saved: tuple, d_out: jax.Array
+  rate: float, epsilon: float, interpret: bool, saved: tuple, d_out: jax.Array
 ) -> tuple:
   x, y, y_bias, scale, bits = saved
   batch, time, width = x.shape
@@ -86,7 +90,9 @@ def _backward(
   chunk, vector, row, column = _specs(_ROWS * _CHUNK, width)
   gradient = jax.ShapeDtypeStruct(x.shape, x.dtype)
   d_x, d_y, sums = pl.pallas_call(
-    functools.partial(_backward_kernel, shape=x.shape, rate=rate),
+    functools.partial(
+      _backward_kernel, shape=x.shape, rate=rate, epsilon=epsilon
+    ),
     grid=(chunks, batch),
     in_specs=[chunk, chunk, chunk, vector, vector, row, column],
     out_specs=[
@@ -113,7 +119,7 @@ _add_norm.defvjp(_forward, _backward)
 
 
 def _specs(rows: int, width: int) -> tuple[pl.BlockSpec, ...]:
-  """Of [B, T, D] by rows, [D], [B, T] by rows, and [B, D]."""
+  """Returns the specs of [B, T, D] by rows, [D], [B, T] by rows, [B, D]."""
   padded = pl.next_power_of_2(width)
   return (
     pl.BlockSpec((None, rows, padded), lambda i, b: (b, i, 0)),
@@ -158,9 +164,11 @@ class _Tile:
   def mean(self, x: jax.Array) -> jax.Array:
     return x.sum(axis=1, keepdims=True) * (1 / self._width)
 
-  def normalize(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def normalize(
+    self, x: jax.Array, epsilon: float
+  ) -> tuple[jax.Array, jax.Array]:
     x = jnp.where(self.inside, x - self.mean(x), 0.0)
-    gain = jax.lax.rsqrt(self.mean(x * x) + EPSILON)
+    gain = jax.lax.rsqrt(self.mean(x * x) + epsilon)
     return x * gain, gain
 
 
@@ -176,13 +184,14 @@ def _forward_kernel(
   *,
   shape: tuple[int, ...],
   rate: float,
+  epsilon: float,
 ) -> None:
   left = shape[1] - pl.program_id(0) * _ROWS
   tile = _Tile(0, left, x_ref.shape[-1], shape[2])
   y = tile.load(y_ref) + tile.vector(y_bias_ref)[None]
   columns = tile.vector(columns_ref)
   summed = tile.load(x_ref) + tile.dropped(y, rows_ref, columns, rate)
-  normed, _ = tile.normalize(summed)
+  normed, _ = tile.normalize(summed, epsilon)
   out = normed * tile.vector(scale_ref)[None] + tile.vector(bias_ref)[None]
   tile.store(out_ref, out)
 
@@ -201,6 +210,7 @@ def _backward_kernel(
   *,
   shape: tuple[int, ...],
   rate: float,
+  epsilon: float,
 ) -> None:
   left = shape[1] - pl.program_id(0) * _ROWS * _CHUNK
   padded, width = x_ref.shape[-1], shape[2]
@@ -211,7 +221,7 @@ def _backward_kernel(
   def body(i: jax.Array, sums: tuple) -> tuple:
     tile = _Tile(i * _ROWS, left, padded, width)
     y = tile.dropped(tile.load(y_ref) + y_bias[None], rows_ref, columns, rate)
-    normed, gain = tile.normalize(tile.load(x_ref) + y)
+    normed, gain = tile.normalize(tile.load(x_ref) + y, epsilon)
     d_out = tile.load(d_out_ref)
     d_normed = d_out * scale[None]
     along = normed * tile.mean(d_normed * normed)

@@ -16,9 +16,9 @@ from jax.experimental.pallas import triton as plgpu
 from ssl_jax.models.gelu import slope
 from ssl_jax.models.kernels.gpu_math import gelu, gelu_slope
 
-_FRAMES, _CHANNELS = 32, 128  # Of a block.
-_CHUNKS = 16  # That a clip's frames are summed in by the backward pass.
-_WINDOW = 16  # What a window is padded to: the least that is multiplied.
+_FRAMES, _CHANNELS = 32, 128  # Sizes of a block.
+_CHUNKS = 16  # Parts that the backward pass sums a clip's frames in.
+_WINDOW = 16  # Samples of a padded window: the least that is multiplied.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -57,7 +57,7 @@ def _backward(interpret: bool, saved: tuple, d_out: jax.Array) -> tuple:
   windows, kernel = saved
   batch, time, width = windows.shape
   channels = kernel.shape[-1]
-  blocks = pl.cdiv(pl.cdiv(time, _FRAMES), _CHUNKS)  # Of a chunk.
+  blocks = pl.cdiv(pl.cdiv(time, _FRAMES), _CHUNKS)  # Blocks of a chunk.
   chunk = blocks * _FRAMES
   sums = pl.pallas_call(
     functools.partial(
@@ -83,7 +83,7 @@ def _backward(interpret: bool, saved: tuple, d_out: jax.Array) -> tuple:
     name="stem_first_layer_backward",
   )(windows, kernel, d_out)
   d_kernel = sums.sum(axis=1)[:, :width].astype(kernel.dtype)
-  # By XLA, which leaves it out of training: nothing is learned from it there.
+  # XLA leaves this out of training, where nothing is learned from it.
   d_products = d_out * slope(jnp.matmul(windows, kernel).astype(jnp.float32))
   d_windows = jnp.matmul(d_products, kernel.swapaxes(1, 2).astype(jnp.float32))
   return d_windows.astype(windows.dtype), d_kernel
