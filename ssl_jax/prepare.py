@@ -11,8 +11,8 @@ The input is a folder tree, a manifest (.jsonl, .csv, fairseq's .tsv), a tar or
 zip of these, or a dataset that TFDS prepared (all that is named train..., or
 --split); of a LibriSpeech tree, speakers and texts are kept. The output
 is 16 kHz int16 in ArrayRecord files, 115 MB an hour. Killed, the same command
-goes on. What cannot be read is listed in skipped.jsonl. The last line on stdout
-is a JSON object.
+goes on. Clips that cannot be read are listed in skipped.jsonl. The last line on
+stdout is a JSON object.
 """
 
 import logging
@@ -29,12 +29,12 @@ _INPUT = flags.DEFINE_string(
   "input", None, "A folder, a manifest, a tar or zip of these, or tfds:NAME."
 )
 _SPLIT = flags.DEFINE_string(
-  "split", "", "Of --input=tfds:NAME, as train_clean100+train_clean360."
+  "split", "", "Splits of tfds:NAME, as train_clean100+train_clean360."
 )
 _SAMPLE_RATE = flags.DEFINE_integer(
-  "sample_rate", 0, "Of --input=tfds:NAME, in Hz, where it does not say.", 0
+  "sample_rate", 0, "Sample rate of a tfds:NAME that lacks it, Hz.", 0
 )
-_OUT = flags.DEFINE_string("out", None, "The folder of the prepared corpus.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the prepared corpus.")
 _MIN_SECONDS = flags.DEFINE_float(
   "min_seconds", 0.1, "Shorter clips are skipped.", 0.025
 )
@@ -51,7 +51,7 @@ _PACK_SECONDS = flags.DEFINE_float(
   0.0,
 )
 _WORKERS = flags.DEFINE_integer(
-  "num_workers", os.cpu_count() or 1, "Processes.", lower_bound=1
+  "num_workers", os.cpu_count() or 1, "Processes that decode.", lower_bound=1
 )
 _VERIFY = flags.DEFINE_bool(
   "verify", False, "Reads all of --out again, against its checksums."
@@ -59,7 +59,7 @@ _VERIFY = flags.DEFINE_bool(
 
 
 def main() -> dict:
-  """Prepares, or verifies; returns what the corpus is."""
+  """Prepares, or verifies; returns facts of the corpus."""
   from ssl_jax.data import prepare
   from ssl_jax.data.sources import manifest, records, tfds
   from ssl_jax.errors import UsageError, UserError
@@ -69,12 +69,12 @@ def main() -> dict:
   out = Path(_OUT.value)
   if _VERIFY.value:
     if problems := prepare.verify(out):
-      clip, said = next(iter(problems.items()))
+      clip, problem = next(iter(problems.items()))
       raise UserError(
         f"--out={out}: {len(problems)} clips are damaged, the first being "
-        f"{clip!r} ({said}): delete it and prepare it again"
+        f"{clip!r} ({problem}): delete it and prepare it again"
       )
-    return _said(records.read_header(f"--out={out}", out)) | {"verified": True}
+    return _facts(records.read_header(f"--out={out}", out)) | {"verified": True}
   started, fresh = time.monotonic(), not out.exists()
   kind, _, name = _INPUT.value.partition(":")
   with (
@@ -108,10 +108,10 @@ def main() -> dict:
     taken,
     f" ({made['clips'] / taken:,.0f} clips/s)" if fresh else "",
   )
-  return {"out": str(out)} | _said(made)
+  return {"out": str(out)} | _facts(made)
 
 
-def _said(header: dict) -> dict:
+def _facts(header: dict) -> dict:
   return {k: v for k, v in header.items() if k not in ("format", "crc32")}
 
 

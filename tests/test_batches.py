@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import logging
 import math
 import multiprocessing
@@ -566,3 +567,12 @@ def test_at_another_speed_audio_and_labels_are_of_the_same_time(speed):
     assert (labels[frame] * 320 + 200) / 16_000 == pytest.approx(
       seconds, abs=0.06
     )
+
+
+def test_only_arrays_of_workers_are_copied():
+  loaded = {"length": np.ones(2, np.int32)}
+  report = functools.partial(batches._report, None)
+  assert report(False, (loaded, []))["length"] is loaded["length"]
+  copied = report(True, (loaded, []))["length"]
+  assert not np.shares_memory(copied, loaded["length"])
+  np.testing.assert_array_equal(copied, loaded["length"])

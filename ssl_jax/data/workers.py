@@ -19,7 +19,7 @@ _TICKS = 20  # Ticks in `Patience.timeout_s`.
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-  """How long this process waits for data, and what it says after that.
+  """The time that this process waits for data, and its words after that.
 
   Attributes:
     timeout_s: seconds that `waiting` waits.

@@ -33,7 +33,7 @@ class Classifier(nn.Module):
   """Pooled features [B, 1, L + 1, D] -> logits, a list of [B, classes]."""
 
   width: int
-  classes: tuple[int, ...]  # How many each slot has.
+  classes: tuple[int, ...]  # The classes of each slot.
 
   @nn.compact
   def __call__(

@@ -83,7 +83,7 @@ def find(key: str, name: str, data_dir: str) -> Path:
   """Finds the folder of a prepared dataset.
 
   Args:
-    key: how the user named it.
+    key: the flag and value that named it.
     name: as TFDS has it, "librispeech" or "librispeech/lazy_decode:2.1.2", or
       the folder itself.
     data_dir: where datasets are; "": where TFDS keeps them.
