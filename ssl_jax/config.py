@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import manual
 from ssl_jax.errors import UserError, nearest, one_line
 from ssl_jax.knobs import ROLES, RUN, Knob, flatten
 
@@ -68,11 +69,7 @@ def sections() -> dict[str, dict[str, Knob]]:
 
 def knobs() -> dict[str, Knob]:
   """Returns every knob by its key, as in `encoder.num_layers`."""
-  return {
-    f"{section}.{name}".removeprefix("."): knob
-    for section, declared in sections().items()
-    for name, knob in declared.items()
-  }
+  return manual.keys(sections())
 
 
 def base() -> ConfigDict:

@@ -22,12 +22,12 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, num_frames, reading
+from ssl_jax import SAMPLE_RATE, num_frames
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.source import Source
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
-from ssl_jax.files import named, write_atomically
+from ssl_jax.files import named, read_object, write_atomically
 from ssl_jax.pretrained import corpus_pass
 
 _SYNC_BATCHES = 20  # What a kill may undo.
@@ -187,8 +187,7 @@ def _batches_done(
 ) -> int | None:
   """How many batches of a cache there are; None: it is to be begun."""
   try:
-    done = reading.read_object(cache / "progress.json")
-    reading.check_file(cache / "features.npy")
+    done = read_object(cache / "progress.json")
     found = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
     size = (cache / "features.npy").stat().st_size
   except Exception:  # Of many kinds; and all can be computed again.

@@ -201,7 +201,8 @@ class Progress:
     if self._bar is not None:
       self._bar.write(message, file=sys.stderr)
     elif self._active:
-      print(message, file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):  # A log's disk may be full.
+        print(message, file=sys.stderr, flush=True)
 
   def close(self) -> None:
     """Leaves the bar where it is."""
