@@ -77,8 +77,8 @@ def values(knob: Knob) -> str:
     return name or "any text"
   number = kind if name else knob.item
   name = name or "a tuple, each item"
-  low, high = (f"{number(x) if x < 1e15 else x:.15g}" for x in (low, high))
-  return f"{name} from {low}" + ("" if knob.high >= 1e30 else f" to {high}")
+  least = f"{name} from {number(low):.12g}"
+  return least + (f" to {number(high):.12g}" if high < 1e18 else "")
 
 
 def markdown(sections: Sections) -> str:
