@@ -1,4 +1,4 @@
-"""Measures what is claimed to be fast, side by side, on this machine.
+"""Measures how fast this codebase is on this machine, beside transformers.
 
   python -m ssl_jax.bench step --against=hf     # a training update
   python -m ssl_jax.bench stem --against=hf     # the waveform stem alone
@@ -8,9 +8,9 @@
   python -m ssl_jax.bench data --config=configs/slim.py:size=50 --device=v5e-8
   python -m ssl_jax.bench memory    # what a read of a million records holds
 
-Of --config's model, Slim where none is given. --against=hf measures the same
-work of transformers in torch, in turn with ours. data compares with what
-training consumes. The last line on stdout is a JSON object.
+The model is --config's, or Slim. --against=hf measures the same work of
+transformers in torch, in turn with ours. `data` compares with what training
+consumes. The last line on stdout is a JSON object.
 """
 
 import importlib
@@ -23,30 +23,38 @@ from ssl_jax import cli
 from ssl_jax.errors import nearest
 
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", 5, "Of each measurement; medians are reported.", 1
+  "rounds", 5, "Repetitions of each measurement; medians are reported.", 1
 )
 _AGAINST = flags.DEFINE_enum(
-  "against", "", ["", "hf"], "But data, memory: whom to compare with."
+  "against", "", ["", "hf"], "Codebase to compare with (not data, memory)."
 )
 _ROWS = flags.DEFINE_integer(
-  "rows", 0, "But data, memory: clips; 0: 2 on a CPU, else 10.", 0
+  "rows", 0, "Clips in a batch (not data, memory); 0: 2 on a CPU, else 10.", 0
 )
 _SECONDS = flags.DEFINE_float(
-  "seconds", 0.0, "But data, memory: of a clip; 0: 10 on a CPU, else 15.6.", 0
+  "seconds",
+  0.0,
+  "Length of a clip (not data, memory); 0: 10 on a CPU, else 15.6.",
+  0,
 )
 cli.define_config()
 _DEVICE = flags.DEFINE_string(
-  "device", "h100", "data: what it trains on: h100, v5e-8 ..."
+  "device",
+  "h100",
+  "Accelerators that training would run on (data): h100, v5e-8 ...",
 )
 _MFU = flags.DEFINE_float(
-  "mfu", 0.4, "data: share of the device's peak that training reaches.", 1e-4, 1
+  "mfu",
+  0.4,
+  "Share of the device's peak FLOPs that training reaches (data).",
+  1e-4,
+  1,
 )
 _RECORDS = flags.DEFINE_integer(
-  "records", 1_000_000, "memory: how many are read.", 100
+  "records", 1_000_000, "Records to read (memory).", 100
 )
 
-
-# The module of ssl_jax.measure that has each.
+# The module of ssl_jax.measure that has each benchmark.
 _MODULES = dict.fromkeys(("step", "stem", "probe", "compile"), "speed") | {
   "data": "data",
   "memory": "memory",

@@ -21,7 +21,9 @@ from absl import flags
 from ssl_jax import cli
 
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "The slice: v5e:4x4 or v5e-16; v5e, v5p, v6e."
+  "topology",
+  None,
+  "TPU slice to compile for, as v5e:4x4 or v5e-16; chips are v5e, v5p and v6e.",
 )
 
 
@@ -38,7 +40,7 @@ def main() -> dict:
       "the TPU compiler is not installed: pip install 'ssl_jax[tpu]', on any "
       "x86-64 Linux host"
     )
-  # What libtpu would ask a TPU VM for; and the CPU is where arrays are.
+  # libtpu would ask a TPU VM for these; arrays are on the CPU.
   os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -15,12 +15,20 @@ class UsageError(UserError):
   """Flags that do not go together, or lack one: exit status 2."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-  """Returns "did you mean ...?" for a wrong name, and the names there are."""
+def nearest(
+  name: str, names: Iterable[str], shown: Iterable[str] | None = None
+) -> str:
+  """Returns "did you mean ...?" for a wrong name, and the names there are.
+
+  Args:
+    name: given by the user.
+    names: that there are.
+    shown: those to list, where `names` are too many.
+  """
   names = sorted(names)
   close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
   meant = f"did you mean {close[0]!r}? " if close else ""
-  return f"{meant}(have: {', '.join(names)})"
+  return f"{meant}(have: {', '.join(names if shown is None else shown)})"
 
 
 def check_choice(what: str, given: str, names: Iterable[str]) -> None:

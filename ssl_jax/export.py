@@ -1,4 +1,4 @@
-"""An encoder for use elsewhere.
+"""Exports an encoder for use elsewhere.
 
   python -m ssl_jax.export --workdir=runs/slim --format=hf --out=slim
   python -m ssl_jax.export --workdir=runs/slim --format=stablehlo --out=program
@@ -19,15 +19,18 @@ from ssl_jax import cli
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "The encoder: a training run's workdir (its newest checkpoint), or "
+  "Encoder: a training run's workdir (its newest checkpoint), or "
   "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
 )
-_FORMAT = flags.DEFINE_enum("format", "hf", ["hf", "stablehlo"], "Of --out.")
-_OUT = flags.DEFINE_string("out", None, "The directory to make.")
+_FORMAT = flags.DEFINE_enum(
+  "format", "hf", ["hf", "stablehlo"], "Format of --out."
+)
+_OUT = flags.DEFINE_string("out", None, "Directory to make.")
 _LICENSE = flags.DEFINE_string(
   "license",
   "unknown",
-  "Of the weights, for the model card, as hubs name it: cc-by-4.0, apache-2.0.",
+  "Licence of the weights, for the model card, as hubs name it: cc-by-4.0, "
+  "apache-2.0 ...",
 )
 
 

@@ -1,12 +1,12 @@
-"""Features of audio: an encoder's hidden states, 50 a second, in files.
+"""Extracts features of audio: hidden states, 50 a second, in files.
 
   python -m ssl_jax.extract --workdir=runs/slim --layer=9 --out=features AUDIO
   python -m ssl_jax.extract --workdir=hf:hubert-base-ls960 --layer=all \\
       --format=npy --out=features clip.wav folder manifest.jsonl
 
-Each clip has a file of its own, in folders as its own: float32 [T, D], of
---layer=all [L + 1, T, D], and in .npz and Parquet the time of each frame's
-middle in seconds. `index.jsonl` lists them. Run again, it goes on, and extracts
+Each clip gets a file, in the same folders: float32 [T, D], with --layer=all
+[L + 1, T, D], and in .npz and Parquet the time of each frame's middle in
+seconds. `index.jsonl` lists them. Run again, it goes on, and extracts
 anew what has changed. The last line on stdout is a JSON object.
 """
 
@@ -21,27 +21,27 @@ from ssl_jax import cli
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "The encoder: a training run's workdir (its newest checkpoint), or "
+  "Encoder: a training run's workdir (its newest checkpoint), or "
   "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
 )
 _LAYER = flags.DEFINE_string(
   "layer",
   "all",
-  "Whose output: a number, 0 being the first layer's input; all; or weighted, "
-  "the sum that a probe's head learned.",
+  "Layer whose output is written: a number, 0 being the first layer's input; "
+  "all; or weighted, the sum that a probe's head learned.",
 )
 _PROBE = flags.DEFINE_string(
   "probe",
   None,
-  "Of --layer=weighted: a result of ssl_jax.probe. Default: the only one of "
-  "the workdir.",
+  "Result of ssl_jax.probe, for --layer=weighted. Default: the only one of the "
+  "workdir.",
 )
-_OUT = flags.DEFINE_string("out", None, "The folder of the features.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the features.")
 _FORMAT = flags.DEFINE_enum(
-  "format", "npz", ["npz", "npy", "parquet"], "Of the files."
+  "format", "npz", ["npz", "npy", "parquet"], "Format of the files."
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Say how much it would be, and stop."
+  "dry_run", False, "Print how much it would be, and stop."
 )
 
 

@@ -2,31 +2,49 @@
 
 import contextlib
 import errno
-import fcntl
+import json
 import logging
 import os
 import platform
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
-from ssl_jax import reading
 from ssl_jax.errors import UserError
 
 _NODE = platform.node().replace(".", "-")
-_TORN = ".ssl_jax-tmp"  # How names of files end that are not whole yet.
-_NOBODYS = {"lock", "lost+found"}  # Ours, and of a file system.
+_TORN = ".ssl_jax-tmp"  # Names of files that are not whole yet end in it.
+_NOBODYS = {"lock", "lost+found"}  # Our own, and a file system's.
 _log = logging.getLogger("ssl_jax")
-_ATTEMPTS = 50  # At a lock, a tenth of a second each.
+_PATIENCE_S = 5  # A process that was just killed may still hold its lock.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+_MOST = 1 << 26  # Bytes of a JSON object: settings and results take thousands.
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """Returns the JSON object in a file.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is too large, or holds no JSON object.
+  """
+  if path.stat().st_size > _MOST:
+    raise ValueError(f"{path.name} has more than {_MOST} bytes")
+  value = json.loads(path.read_bytes())
+  if not isinstance(value, dict):
+    raise ValueError(f"{path.name} holds no JSON object")
+  return value
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-  """The objects of a JSONL file, less a last line cut short; [] without one.
+  """Returns the objects of a JSONL file; [] if there is no file.
+
+  A last line that was cut short, as its writer was killed, is left out.
 
   Raises:
     OSError: it cannot be read.
@@ -35,19 +53,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
   lines: list[dict[str, Any]] = []
   if not path.exists():
     return lines
-  *whole, last = reading.read_bytes(path).split(b"\n")
+  *whole, last = path.read_bytes().split(b"\n")
   for number, line in enumerate([*whole, last] if last else whole, 1):
     try:
-      found = reading.parse(line)
-      if not isinstance(found, dict):
+      value = json.loads(line)
+      if not isinstance(value, dict):
         raise ValueError("no object")
     except ValueError as error:
-      if number > len(whole):  # Cut short when its writer was killed.
+      if number > len(whole):
         break
       raise UserError(
         f"{path}, line {number} is damaged ({error}): remove the line"
       ) from error
-    lines.append(found)
+    lines.append(value)
   return lines
 
 
@@ -84,52 +102,40 @@ def named(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, said: str) -> Iterator[None]:
+def alone(folder: Path, name: str) -> Iterator[None]:
   """Keeps other processes from writing to a folder; clears what a kill left.
 
   Args:
     folder: made if it is not there.
-    said: the folder, as the user gave it.
+    name: of the folder, as the user gave it.
 
   Raises:
     UserError: another process is at work there, or nobody can be.
   """
+  path = folder / "lock"
   try:
     os.fsencode(folder.absolute()).decode()  # Orbax takes no other.
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("a+")
-  except (OSError, UnicodeDecodeError) as error:
+    held = FileLock(path, _PATIENCE_S, fallback_to_soft=False).acquire()
+  except Timeout as error:
+    who = path.read_text()[:100] or "another process"
     raise UserError(
-      f"{said} cannot be used ({error}): choose another"
+      f"{name}: {who} is at work there: wait for it, or choose another"
     ) from error
-  with lock:
-    for attempt in range(_ATTEMPTS):  # What was just killed may be dying yet.
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-      except BlockingIOError as error:
-        if attempt == _ATTEMPTS - 1:
-          lock.seek(0)
-          who = lock.read(100) or "another process"
-          raise UserError(
-            f"{said}: {who} is at work there: wait for it, or choose another"
-          ) from error
-        time.sleep(0.1)
-      except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-          raise
-        _log.warning(
-          "%s: this file system has no locks: start no second command there",
-          said,
-        )
-        yield
-        return
-    if not (folder / "lock").exists():  # Whoever had it removed the folder.
-      raise UserError(f"{said} was just removed: run the command again")
-    lock.truncate(0)
-    with named(folder / "lock"):
-      lock.write(f"process {os.getpid()} on {platform.node()}")
-      lock.flush()
+  except (OSError, UnicodeDecodeError) as error:
+    if getattr(error, "errno", None) not in _NO_LOCKS:
+      problem = f"cannot be used ({error}): choose another"
+      if isinstance(error, FileNotFoundError):
+        problem = "was just removed: run the command again"
+      raise UserError(f"{name} {problem}") from error
+    _log.warning(
+      "%s: this file system has no locks: start no second command there", name
+    )
+    yield
+    return
+  with held:
+    with named(path):
+      path.write_text(f"process {os.getpid()} on {platform.node()}")
     for torn in folder.rglob(f"*{_TORN}"):
       if not _is_being_written(torn.name):
         torn.unlink(missing_ok=True)
@@ -203,7 +209,7 @@ def claim(
           "choose another"
         )
       write_atomically(path, identity)
-    elif reading.read_bytes(path) != identity.encode():
+    elif path.read_bytes() != identity.encode():
       raise UserError(f"{flag}={folder} holds {held}: choose another")
   except OSError as error:
     raise UserError(

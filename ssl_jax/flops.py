@@ -1,4 +1,4 @@
-"""What a run costs, before anything is trained or read.
+"""Counts what a run costs, before anything is trained or read.
 
   python -m ssl_jax.flops --config=configs/slim.py:size=50
   python -m ssl_jax.flops --config=configs/slim.py:size=50 \\
@@ -22,17 +22,20 @@ from ssl_jax import cli
 _MATCH = flags.DEFINE_string(
   "match",
   None,
-  "Another config: as many FLOPs as its run, with its batch "
-  "(--config.budget.match).",
+  "Another config, whose run's FLOPs and batch.seconds this run gets. Short "
+  "for --config.budget.match.",
 )
 _HOURS = flags.DEFINE_float(
-  "hours", 960.0, "Of the corpus, to count epochs and labelling.", 1e-6
+  "hours",
+  960.0,
+  "Hours of audio in the corpus, to count epochs and labelling.",
+  1e-6,
 )
 _WITH_EARLIER = flags.DEFINE_bool(
   "with_earlier",
   False,
-  "Spend the budget also on what HuBERT's labels cost: the earlier iteration "
-  "and labelling. They are shown either way.",
+  "Pay for HuBERT's labels out of the budget as well: the earlier iteration "
+  "and labelling. Their costs are shown either way.",
 )
 
 

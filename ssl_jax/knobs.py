@@ -75,6 +75,11 @@ class Knob:
     choices = self.choices() if callable(self.choices) else self.choices
     return tuple(choices)
 
+  @property
+  def item(self) -> type:
+    """The type of a tuple's items; float where the default has none."""
+    return type(next(iter(self.default), 0.0))
+
   def check(self, name: str, value: Any) -> None:
     """Checks a value.
 
@@ -92,11 +97,13 @@ class Knob:
     if self.allowed and value not in self.allowed:
       raise UserError(f"{given}: {nearest(str(value), self.allowed)}")
     numbers = value if isinstance(value, tuple | list) else [value]
-    if isinstance(value, tuple | list) and not (
-      len(value) <= _LONGEST
-      and all(is_of(x, float) or is_of(x, str) for x in value)
+    if kind is tuple and not (
+      len(value) <= _LONGEST and all(is_of(x, self.item) for x in value)
     ):
-      raise UserError(f"{given}: expected at most {_LONGEST} numbers")
+      raise UserError(
+        f"{given}: expected at most {_LONGEST} items, each a "
+        f"{self.item.__name__}"
+      )
     for number in numbers:
       # Written so that NaN is outside.
       if is_of(number, float) and not self.low <= number <= self.high:

@@ -30,22 +30,26 @@ _SPLITS = ("train", "valid")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "The encoder: a training run's workdir (its newest checkpoint), or "
+  "Encoder: a training run's workdir (its newest checkpoint), or "
   "WORKDIR/checkpoints/UPDATE.",
 )
 _LAYER = flags.DEFINE_string(
   "layer",
   "6",
-  "Whose output is clustered; 0 is the first layer's input. mfcc: no encoder, "
-  "but MFCC with deltas, every second frame.",
+  "Layer whose output is clustered; 0 is the first layer's input. mfcc: no "
+  "encoder, but MFCC with deltas, every second frame.",
 )
 _CLUSTERS = flags.DEFINE_integer(
-  "clusters", 500, "Of k-means.", lower_bound=2, upper_bound=2**16 - 2
+  "clusters",
+  500,
+  "Number of clusters of k-means.",
+  lower_bound=2,
+  upper_bound=2**16 - 2,
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where the labels go; existing ones are gone on with. "
+  "Folder of the labels; unfinished ones are completed. "
   "Default: labels-LAYER-CLUSTERS in the encoder's workdir.",
 )
 _KM = flags.DEFINE_bool(
@@ -57,7 +61,7 @@ _KM = flags.DEFINE_bool(
 _FROM_KM = flags.DEFINE_string(
   "from_km",
   None,
-  "Make no labels, but take those of a folder of such files.",
+  "Folder of labels in fairseq's format, to import in place of making some.",
 )
 
 
@@ -79,7 +83,7 @@ def main() -> dict:
     km = Path(_FROM_KM.value)
     folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
     with alone(folder, f"--workdir={folder}"):
-      return _said(folder, fairseq.import_labels(_open(config), km, folder))
+      return _reported(folder, fairseq.import_labels(_open(config), km, folder))
   if layer == "mfcc":
     states, origin, beside = fbank.mfcc_at_frames, None, Path("runs")
   elif not layer.isdecimal():
@@ -110,7 +114,7 @@ def main() -> dict:
     )
     if _KM.value:
       fairseq.export_labels(folder, sources)
-  return _said(folder, header)
+  return _reported(folder, header)
 
 
 def _open(config: Any) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def _open(config: Any) -> dict[str, Any]:
   return {split: open_source(config.data, split) for split in _SPLITS}
 
 
-def _said(folder: Path, header: dict) -> dict:
+def _reported(folder: Path, header: dict) -> dict:
   for split in header["splits"].values():
     del split["usage"]
   return {"workdir": str(folder)} | header

@@ -11,11 +11,11 @@ exactly where its last checkpoint is. The last line on stdout is a JSON object.
 
 On TPU pods, under SLURM and under Open MPI, the same command on every host is
 one run; elsewhere --coordinator, --num_processes and --process_id make it one.
-The workdir is to be the same folder on all. SIGTERM saves and stops, with
-status 0; the same command goes on.
+The workdir must be the same folder on all. SIGTERM saves and stops, with status
+0; the same command goes on.
 
-Any key of the config (documented in ssl_jax/config.py) is set by
---config.KEY=VALUE, for example --config.optimizer.learning_rate=3e-4.
+Any key of the config is set by --config.KEY=VALUE, for example
+--config.optimizer.learning_rate=3e-4. docs/config.md describes them.
 """
 
 import os
@@ -29,7 +29,7 @@ from ssl_jax import cli
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where the run lives; an existing one is resumed. "
+  "Folder of the run; an existing run is resumed. "
   "Default: runs/CONFIG-DATE-TIME.",
 )
 _DRY_RUN = flags.DEFINE_bool(
@@ -38,25 +38,34 @@ _DRY_RUN = flags.DEFINE_bool(
 _INIT_FROM = flags.DEFINE_string(
   "init_from",
   None,
-  "An encoder to start from: hf:DIR, a HuBERT or wav2vec 2.0 of transformers, "
-  "or a run's workdir. As --config.init_from.",
+  "Encoder to start from: hf:DIR, a HuBERT or wav2vec 2.0 of transformers, or "
+  "a run's workdir. Short for --config.init_from.",
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "host:port of process 0, where not found by itself."
+  "coordinator",
+  None,
+  "Address of process 0, as HOST:PORT; found automatically on TPU pods, under "
+  "SLURM and under Open MPI.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Of the run, with --coordinator.", lower_bound=1
+  "num_processes",
+  None,
+  "Number of processes of the run; requires --coordinator.",
+  lower_bound=1,
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Of this one, from 0, with --coordinator.", lower_bound=0
+  "process_id",
+  None,
+  "Number of this process, from 0; requires --coordinator.",
+  lower_bound=0,
 )
 _PROCESS_TIMEOUT = flags.DEFINE_float(
   "process_timeout",
   300.0,
-  "Seconds without a sign of another process, or without audio that is waited "
-  "for, after which the run ends, to be gone on with; to be longer than any "
-  "batch takes to read and, of several processes, than any evaluation batch, "
-  "checkpoint or codebook.",
+  "Seconds without a sign of another process, or without the next batch, after "
+  "which the run ends; the same command goes on. Must exceed the time to read "
+  "any batch and, with several processes, to evaluate a batch, save a "
+  "checkpoint or fit a codebook.",
   1.0,
   1e7,
 )

@@ -1,4 +1,4 @@
-"""What to train on a budget: size, updates, data, and the loss to expect.
+"""Plans a run for a budget: size, updates, data, and the loss to expect.
 
   python -m ssl_jax.plan --budget=1.3e18
   python -m ssl_jax.plan --device=v5e-8 --device_hours=8 --price=9.6
@@ -26,41 +26,42 @@ _BUDGET = flags.DEFINE_float(
 _DEVICE = flags.DEFINE_string(
   "device",
   None,
-  "What it runs on: v5e-8, v4-32, v6e-4, h100, a100-8 ..., or here: this "
-  "machine, measured by a short run.",
+  "Accelerators to run on: v5e-8, v4-32, v6e-4, h100, a100-8 ..., or here: "
+  "this machine, measured by a short run.",
 )
 _DEVICE_HOURS = flags.DEFINE_float(
   "device_hours",
   None,
-  "Of all of --device together, in place of --budget.",
+  "Hours to train on all of --device together, in place of --budget.",
   0.0,
 )
 _MFU = flags.DEFINE_float(
   "mfu",
   0.3,
-  "Share of the device's peak that training reaches: an assumption, unless you "
-  "measured it (`mfu` in a run's result).",
+  "Share of the device's peak FLOPs that training reaches: an assumption, "
+  "unless you measured it (`mfu` in a run's result).",
   1e-4,
   1.0,
 )
 _PRICE = flags.DEFINE_float(
-  "price", None, "Of an hour of --device, in any currency.", 0.0
+  "price", None, "Price of an hour of all of --device, in any currency.", 0.0
 )
-_OBJECTIVE = flags.DEFINE_enum(
-  "objective", "hubert", ["hubert", "wav2vec2", "tera"], "Of the training."
+_OBJECTIVE = flags.DEFINE_string(
+  "objective", "hubert", "Objective to train, as --config.objective.name."
 )
 _FAMILY = flags.DEFINE_string(
-  "family", "configs/slim.py", "Config whose size= is chosen."
+  "family", "configs/slim.py", "Config file whose size= and objective= are set."
 )
-_HOURS = flags.DEFINE_float("hours", 960.0, "Of the corpus.", 1e-6)
+_HOURS = flags.DEFINE_float(
+  "hours", 960.0, "Hours of audio in the corpus, to count epochs.", 1e-6
+)
 _RUNS = flags.DEFINE_multi_string(
   "runs",
   [],
-  "Workdir of a finished run, or a folder of such, to fit the law to; may be "
-  "repeated.",
+  "Workdir of a finished run, or a folder of such, to fit the law to.",
 )
 _AUDIO = flags.DEFINE_string(
-  "audio", "AUDIO", "The corpus's folder, for the command."
+  "audio", "AUDIO", "Folder of the corpus, for the command that is printed."
 )
 
 
@@ -72,8 +73,9 @@ def main() -> dict:
   from ssl_jax.budget.law import Candidate
   from ssl_jax.budget.updates import update_flops
   from ssl_jax.devices import chips
-  from ssl_jax.errors import UsageError
+  from ssl_jax.errors import UsageError, check_choice
   from ssl_jax.measure import calibrate
+  from ssl_jax.objectives import OBJECTIVES
   from ssl_jax.objectives.inputs import num_params
 
   if (_BUDGET.value is None) == (_DEVICE_HOURS.value is None):
@@ -82,8 +84,9 @@ def main() -> dict:
     raise UsageError("--device_hours needs --device: v5e-8, h100, here ...")
   if _PRICE.value is not None and not _DEVICE.value:
     raise UsageError("--price is of an hour of --device: give one")
-  if _DEVICE.value not in (None, "here"):
-    chips.parse(_DEVICE.value)
+  check_choice("--objective", _OBJECTIVE.value, OBJECTIVES)
+  named = _DEVICE.value not in (None, "", "here")
+  peak = chips.peak(_DEVICE.value) if named else None
   own = [run for d in _RUNS.value for run in planner.read_runs(Path(d))]
   law, laws, setting, points = planner.fit(_OBJECTIVE.value, own)
 
@@ -103,8 +106,8 @@ def main() -> dict:
   if _DEVICE.value == "here":
     speed = calibrate.flops_per_second(configs["100"])
     basis = "measured, size 100"
-  elif _DEVICE.value:
-    speed = chips.peak(_DEVICE.value) * _MFU.value
+  elif peak:
+    speed = peak * _MFU.value
     basis = f"{_MFU.value:.0%} of peak, " + (
       "as given" if cli.FLAGS["mfu"].present else "an assumption: see --mfu"
     )
@@ -124,8 +127,8 @@ def main() -> dict:
     cost = None if _PRICE.value is None else hours * _PRICE.value
     made |= {"device": _DEVICE.value, "flops_per_second": speed, "basis": basis}
     made |= {"hours": hours, "cost": cost}
-  said = planner.table(made, law, setting, len(points))
-  logging.getLogger("ssl_jax").info("%s", said)
+  text = planner.table(made, law, setting, len(points))
+  logging.getLogger("ssl_jax").info("%s", text)
   return made
 
 

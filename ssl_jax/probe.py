@@ -107,5 +107,5 @@ def _each(config: ConfigDict) -> list[ConfigDict]:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  cli.define_config()
+  cli.define_config(None)
   cli.run(main)

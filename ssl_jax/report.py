@@ -17,13 +17,13 @@ from absl import flags
 from ssl_jax import cli
 
 _OUT = flags.DEFINE_string(
-  "out", None, "Where the report goes. Default: report/ in the first DIR."
+  "out", None, "Folder of the report. Default: report/ in the first DIR."
 )
 _PRICE = flags.DEFINE_float(
-  "price", None, "Of an hour of one device, in dollars.", lower_bound=0.0
+  "price", None, "Price of an hour of one device, in dollars.", lower_bound=0.0
 )
 _TITLE = flags.DEFINE_string(
-  "title", None, "Of the page. Default: the names of the DIRs."
+  "title", None, "Title of the page. Default: the names of the DIRs."
 )
 
 
@@ -34,19 +34,19 @@ def main(given: list[str]) -> dict:
   from ssl_jax.reports import page, runs
 
   folders = [Path(folder) for folder in given]
-  found, broken = runs.read(folders)
+  finished, broken = runs.read(folders)
   names = dict.fromkeys(folder.resolve().name for folder in folders)
   out = Path(_OUT.value) if _OUT.value else folders[0] / "report"
   try:
     written = page.write(
-      found, broken, out, _TITLE.value or ", ".join(names), _PRICE.value
+      finished, broken, out, _TITLE.value or ", ".join(names), _PRICE.value
     )
   except OSError as error:
     raise UserError(
       f"--out={out} cannot be written ({error}); choose another"
     ) from error
   log = logging.getLogger("ssl_jax")
-  log.info("%s\n%s", page.summary(found, broken), written["page"])
+  log.info("%s\n%s", page.summary(finished, broken), written["page"])
   return written
 
 

@@ -21,16 +21,16 @@ from absl import flags
 from ssl_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", "runs/sweep", "Where the runs live, one folder each."
+  "workdir", "runs/sweep", "Folder of the family; each run has a folder in it."
 )
 _SET = flags.DEFINE_multi_string(
-  "set", [], "KEY=VALUE of every run's config; may be repeated."
+  "set", [], "KEY=VALUE to set in every run's config."
 )
 _INDEX = flags.DEFINE_integer(
-  "index", 0, "Which share of the family this is.", lower_bound=0
+  "index", 0, "Number of the share of the family to run, from 0.", lower_bound=0
 )
 _COUNT = flags.DEFINE_integer(
-  "count", 1, "Of how many shares; a size's budgets stay together.", 1
+  "count", 1, "Number of shares; a size's budgets stay in one.", 1
 )
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print what the runs would be and cost, and stop."
@@ -63,8 +63,8 @@ def main() -> dict:
   failed = {}
   if not _DRY_RUN.value:
     failed = sweep.train_all(runs, workdir, environment)
-    for name, said in failed.items():
-      logging.getLogger("ssl_jax").error("failed: %s: %s", name, said)
+    for name, problem in failed.items():
+      logging.getLogger("ssl_jax").error("failed: %s: %s", name, problem)
   return {
     "workdir": str(workdir),
     "runs": [
@@ -79,6 +79,6 @@ def main() -> dict:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  cli.define_config()
+  cli.define_config(None)
   if cli.run(main)["failed"]:
     sys.exit(1)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import reading
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
 from ssl_jax.data.sources import corpus_name
 from ssl_jax.errors import UserError
+from ssl_jax.files import read_object
 
 # So many own runs of one setting are fitted without the published ones.
 _ENOUGH = 8
@@ -33,8 +33,8 @@ def read_runs(folder: Path) -> list[Point]:
 
 def _read_run(workdir: Path) -> Point:
   try:
-    result = reading.read_object(workdir / "result.json")
-    config = reading.read_object(workdir / "config.json")
+    result = read_object(workdir / "result.json")
+    config = read_object(workdir / "config.json")
     point = Point(
       float(result["params"]),
       float(result["audio_seconds"]),

@@ -18,10 +18,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from ssl_jax import reading
 from ssl_jax.checkpoints.checksums import checksums
 from ssl_jax.devices import processes
 from ssl_jax.errors import UserError
+from ssl_jax.files import read_object
 
 _log = logging.getLogger("ssl_jax")
 _SEALS = {"checksums", "crc32"}  # In the counters, beside what they count,
@@ -278,11 +278,7 @@ def restore_params(folder: Path, abstract_params: Any) -> tuple[Any, dict]:
 
 
 def _read_arrays(folder: Path, wanted: Any, partial: bool = False) -> Any:
-  # By the handler: what is around it waits for other processes, which may have
-  # failed.
-  for path in folder.rglob("*"):
-    if not path.is_dir():
-      reading.check_file(path)  # A FIFO would be waited for.
+  # The manager would wait for other processes, which may have failed.
   return ocp.PyTreeCheckpointHandler().restore(
     (folder / "state").absolute(),
     args=ocp.args.PyTreeRestore(
@@ -300,7 +296,7 @@ def _read_counters(folder: Path) -> dict[str, Any]:
     OSError: there are none.
     ValueError: they are damaged.
   """
-  counters = reading.read_object(folder / "counters" / "metadata")
+  counters = read_object(folder / "counters" / "metadata")
   sealed = bool(_SEALS & {*counters})  # Else of an older version.
   if sealed and counters.get("crc32") != _crc32(counters):
     raise ValueError("its counters are not those that were saved")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, files, reading
+from ssl_jax import SAMPLE_RATE, files
 from ssl_jax.data import workers
 from ssl_jax.data.sources import audio, records
 from ssl_jax.data.sources.source import Source
@@ -291,8 +291,8 @@ def _finish(
         facts["clips"] += 1
         facts["samples"] += clip["num_samples"]
         speakers.add(clip.get("speaker"))
-      lines = reading.read_bytes(_skipped(folder, shard))
-      for line in map(reading.parse, lines.splitlines()):
+      lines = _skipped(folder, shard).read_bytes()
+      for line in map(json.loads, lines.splitlines()):
         skipped.append({key: line[key] for key in ("id", "reason")})
   except (OSError, ValueError, LookupError, TypeError) as error:
     raise UserError(

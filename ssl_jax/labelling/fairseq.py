@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ssl_jax import num_frames, reading
+from ssl_jax import num_frames
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import (
   NO_LABEL,
@@ -198,7 +198,7 @@ def _read_pair(
 
 def _lines(path: Path) -> list[str]:
   try:
-    text = reading.read_bytes(path).decode().replace("\r\n", "\n")
+    text = path.read_bytes().decode().replace("\r\n", "\n")
     if "\0" in text:
       raise ValueError("it is no text")
   except (OSError, ValueError) as error:

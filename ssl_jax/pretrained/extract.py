@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Sharding
 from tqdm import tqdm
 
-from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
+from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames
 from ssl_jax import config as config_lib
 from ssl_jax.data.batch_plan import Rows
 from ssl_jax.data.pieces import Pieces
@@ -21,7 +21,7 @@ from ssl_jax.data.sources import manifest
 from ssl_jax.data.sources.source import AudioFiles, report_skipped
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
-from ssl_jax.files import claim
+from ssl_jax.files import claim, read_object
 from ssl_jax.pretrained.corpus_pass import each_batch
 from ssl_jax.pretrained.feature_files import Index, audio_facts, writer
 from ssl_jax.pretrained.load import PADDED, Encoder
@@ -125,7 +125,7 @@ def _layer_weights(
       )
     probe = found[0]
   try:
-    result = reading.read_object(probe)
+    result = read_object(probe)
     weights = [float(w) for w in result["layer_weights"]]
     theirs, normalized = result["origin"]["params"], bool(result["normalized"])
     if not all(abs(weight) < 1e30 for weight in weights):

@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax import reading
 from ssl_jax.config import validate
 from ssl_jax.errors import UserError, one_line
+from ssl_jax.files import read_object
 from ssl_jax.models import frontends
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.pretrained import hf_names
@@ -181,7 +181,7 @@ def _read_config(folder: Path) -> tuple[ConfigDict, hf_names.Layout]:
 
 def _read_json(path: Path) -> dict[str, Any]:
   try:
-    return reading.read_object(path)
+    return read_object(path)
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path} cannot be read ({error}): expected a directory that "

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames, reading
+from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import restore_params
 from ssl_jax.config import validate
 from ssl_jax.errors import UserError, one_line
+from ssl_jax.files import read_object
 from ssl_jax.models.backbone import Backbone, compute_dtype
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.pretrained import hf_read
@@ -247,7 +248,7 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
       )
     folder = saved / str(max(updates))
   try:
-    config = reading.read_object(folder.parents[1] / "config.json")
+    config = read_object(folder.parents[1] / "config.json")
   except (OSError, ValueError) as error:  # Not there, no text, no JSON.
     raise UserError(f"{path}: no readable config.json ({error})") from error
   return folder, config

@@ -25,12 +25,12 @@ from jax.sharding import Sharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE, num_frames, reading
+from ssl_jax import SAMPLE_RATE, num_frames
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.source import Source
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
-from ssl_jax.files import named, write_atomically
+from ssl_jax.files import named, read_object, write_atomically
 from ssl_jax.pretrained import corpus_pass
 from ssl_jax.probes.encoders import FrozenEncoder
 
@@ -203,8 +203,7 @@ def _batches_done(
 ) -> int | None:
   """Returns how many batches a cache has; None: it is to be begun."""
   try:
-    done = reading.read_object(cache / "progress.json")
-    reading.check_file(cache / "features.npy")
+    done = read_object(cache / "progress.json")
     values = np.load(cache / "features.npy", mmap_mode="r", allow_pickle=False)
     size = (cache / "features.npy").stat().st_size
   except Exception:  # Damage raises many kinds; all can be computed again.

@@ -13,11 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax import reading
 from ssl_jax.config import SIZES
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError
-from ssl_jax.files import read_jsonl
+from ssl_jax.files import read_jsonl, read_object
 from ssl_jax.knobs import ROLES, flatten
 from ssl_jax.objectives import OBJECTIVES
 
@@ -160,17 +159,14 @@ def _is_other_model(path: Path, files: set[str]) -> bool:
   if files & (_FILES - {"config.json"}):
     return False
   try:
-    return "model_type" in reading.read_object(path / "config.json")
+    return "model_type" in read_object(path / "config.json")
   except (OSError, ValueError):
     return False
 
 
 def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
   """A run without its series, and its setting."""
-  metrics = workdir / "metrics.jsonl"
-  if metrics.exists():
-    reading.check_file(metrics)
-  lines = [x for x in read_jsonl(metrics) if "update" in x]
+  lines = [x for x in read_jsonl(workdir / "metrics.jsonl") if "update" in x]
   if not (workdir / "result.json").exists():
     reached = max((line["update"] for line in lines), default=0)
     at = f" (at update {reached:,})" if reached else ""
@@ -240,7 +236,7 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
 
 def _json(workdir: Path, name: str) -> dict[str, Any]:
   try:
-    return reading.read_object(workdir / name)
+    return read_object(workdir / name)
   except FileNotFoundError:
     raise ValueError(f"no {name}") from None
   except ValueError as error:

@@ -1,10 +1,11 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the screen."""
+"""A run's numbers: metrics.jsonl, TensorBoard, trackers and the screen."""
 
 import contextlib
 import json
 import logging
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
-from tensorboardX.summary import text as tensorboard_text
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from ssl_jax import SAMPLE_RATE
@@ -73,7 +73,8 @@ class MetricsWriter:
       return
     self._line(update, split, values)
     named = {f"{split}/{k}": v for k, v in values.items() if math.isfinite(v)}
-    self._events.write(update, [scalar(k, v) for k, v in named.items()])
+    values = [Summary.Value(tag=k, simple_value=v) for k, v in named.items()]
+    self._events.write(step=update, summary=Summary(value=values))
     self._trackers.log(update, named)
 
   def finish(self, result: dict[str, Any]) -> None:
@@ -88,9 +89,8 @@ class MetricsWriter:
     if not self._active:
       return
     self._line(update, split, values | {"text": text})
-    self._events.write(
-      update, [tensorboard_text(values.get("name", split), text)]
-    )
+    summary = text_pb(values.get("name", split), text)
+    self._events.write(step=update, summary=summary)
 
   def _line(self, update: int, split: str, values: dict[str, Any]) -> None:
     known = {
@@ -131,34 +131,33 @@ def _keep_lost(path: Path, most: int) -> None:
 
 
 class _Events:
-  """TensorBoard's, written at once.
+  """TensorBoard's events, each written and flushed at once.
 
-  Not by its `SummaryWriter`, whose thread ends when a disk is full, upon which
-  the run would wait for it for ever.
+  A writer with a thread, as TensorBoard's own, would not tell the run that the
+  disk is full.
   """
 
   def __init__(self, folder: Path, update: int):
     folder.mkdir(parents=True, exist_ok=True)
-    self._folder = folder
-    with named(folder):
-      self._file = EventsWriter(f"{folder}/events", f".{os.getpid()}")
-      # What an earlier process wrote of later updates is not shown.
-      start = SessionLog(status=SessionLog.START)
-      self._put(Event(step=update + 1, session_log=start))
+    # TensorBoard reads a folder's files in the order of their names.
+    started = f"{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+    self._path = folder / f"events.out.tfevents.{started}"
+    self._file = self._path.open("ab")
+    self._records = RecordWriter(self._file)
+    self.write(file_version="brain.Event:2")
+    # Hides what an earlier process wrote of later updates.
+    start = SessionLog(status=SessionLog.START)
+    self.write(step=update + 1, session_log=start)
 
-  def write(self, update: int, summaries: list[Summary]) -> None:
-    with named(self._folder):
-      for summary in summaries:
-        self._put(Event(step=update, summary=summary))
-      self._file.flush()
-
-  def _put(self, event: Event) -> None:
-    event.wall_time = time.time()
-    self._file.write_event(event)
+  def write(self, **fields: Any) -> None:
+    event = Event(wall_time=time.time(), **fields)
+    with named(self._path):
+      self._records.write(event.SerializeToString())
+      self._records.flush()
 
   def close(self) -> None:
-    with named(self._folder):
-      self._file.close()
+    with named(self._path):
+      self._records.close()
 
 
 class Progress:
@@ -202,7 +201,8 @@ class Progress:
     if self._bar is not None:
       self._bar.write(message, file=sys.stderr)
     elif self._active:
-      print(message, file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):  # A log's disk may be full.
+        print(message, file=sys.stderr, flush=True)
 
   def close(self) -> None:
     """Leaves the bar where it is."""

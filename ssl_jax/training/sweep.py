@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ssl_jax import config as config_lib
-from ssl_jax import process, reading
+from ssl_jax import process
 from ssl_jax.budget import planner
 from ssl_jax.budget.flops import readable
 from ssl_jax.config import override
 from ssl_jax.errors import UserError
-from ssl_jax.files import read_jsonl
+from ssl_jax.files import read_jsonl, read_object
 from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.training import trunk
 from ssl_jax.training.setup import set_up
@@ -215,7 +215,7 @@ def table(runs: list[Run], workdir: Path) -> str:
   rates = []
   for run in runs:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-      done = reading.read_object(workdir / run.name / "result.json")
+      done = read_object(workdir / run.name / "result.json")
       rates.append(done["flops"] / max(1e-9, done["train_seconds"]))
   predicted = _predict(runs, workdir)
   lines = [

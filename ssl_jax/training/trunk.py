@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax import reading
 from ssl_jax.checkpoints.manager import Checkpoints, DamagedCheckpoint
 from ssl_jax.errors import UserError
+from ssl_jax.files import read_object
 from ssl_jax.optimizers.schedule import decay_updates
 
 
@@ -27,7 +27,7 @@ def check(config: ConfigDict) -> None:
   workdir, update = Path(config.budget.trunk), branch_update(config)
   said = f"config.budget.trunk={str(workdir)!r}"
   try:
-    theirs = ConfigDict(reading.read_object(workdir / "config.json"))
+    theirs = ConfigDict(read_object(workdir / "config.json"))
     decays = branch_update(theirs)
   except Exception as error:  # Of many kinds: whatever the file holds.
     raise UserError(

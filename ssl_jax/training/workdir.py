@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE, reading
+from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.devices import chips
 from ssl_jax.errors import UserError
-from ssl_jax.files import read_jsonl, write_atomically
+from ssl_jax.files import read_jsonl, read_object, write_atomically
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -24,7 +24,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      _check_same(reading.read_object(path), config, workdir)
+      _check_same(read_object(path), config, workdir)
     else:
       write_atomically(path, config_lib.to_json(config) + "\n")
   except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -57,7 +57,7 @@ def claim_data(workdir: Path, data: dict[str, Any], trunk: str) -> None:
 
 def _check_data(path: Path, data: dict[str, Any], said: str) -> None:
   try:
-    old = reading.read_object(path)
+    old = read_object(path)
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path} is missing or damaged ({error}), and says what the run was "
@@ -136,7 +136,7 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
   """What the finished run in `workdir` returned; None if it is not finished."""
   path = workdir / "result.json"
   try:
-    return reading.read_object(path) if path.exists() else None
+    return read_object(path) if path.exists() else None
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path} is damaged ({error}): remove it, and the same command makes it "

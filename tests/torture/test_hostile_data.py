@@ -195,7 +195,6 @@ def test_names_that_are_no_files(clips, file):
 
 def test_folders_of_what_waits_loops_or_is_unreadable(clips):
   os.mkfifo(clips / "wait.wav")
-  os.mkfifo(clips / "wait.trans.txt")
   (clips / "folder.wav").mkdir()
   (clips / "loop.wav").symlink_to("loop.wav")
   (clips / "zero.wav").symlink_to("/dev/zero")

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 from test_training import SMALL, reproducible, tiny
 
-from ssl_jax import cli, files
 from ssl_jax import config as config_lib
+from ssl_jax import files
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.errors import UserError
@@ -55,7 +53,7 @@ def test_a_result_nobody_reads_is_no_error(what):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", ["2>/dev/full", "<&- 2>&-", "2> >(true)"])
+@pytest.mark.parametrize("stream", ["2>/dev/full", "2> >(true)"])
 def test_a_run_whose_messages_are_lost_is_trained(tmp_path, stream):
   args = [*SMALL, "--config.budget.updates=4", f"--workdir={tmp_path / 'run'}"]
   done = sh(f'"$@" {stream}', "-m", "ssl_jax.main", *args)
@@ -69,8 +67,6 @@ def test_paths_at_home_are_written_out(tmp_path):
   args = ["-m", "ssl_jax.main", *SMALL, "--config.budget.updates=1"]
   done = sh('"$@"', *args, "--workdir=~/run", HOME=str(tmp_path))
   assert json.loads(done.stdout)["workdir"] == f"{tmp_path}/run", done.stderr
-  nobody = sh('"$@"', *args, "--workdir=~nobody-here/run")
-  assert_one_line(nobody, "--workdir=~nobody-here/run: there is no such home")
   trunk = sh('"$@"', *args, "--config.budget.trunk=~/x", HOME=str(tmp_path))
   assert_one_line(trunk, f"config.budget.trunk='{tmp_path}/x'")
   assert not [*ROOT.glob("~*")]
@@ -90,25 +86,6 @@ def test_odd_surroundings_are_one_line(tmp_path):
   assert_one_line(folder, "--config=configs is a folder: give a file", 2)
   late = sh('"$@"', *args, "--process_timeout=1e29")
   assert late.returncode == 2 and "process_timeout" in late.stderr
-
-
-def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch):
-  came = threading.Event()
-  before = signal.signal(signal.SIGINT, lambda *_: came.set())
-  try:
-    for hook in ("unraisablehook", "excepthook"):
-      owner = sys if hook == "unraisablehook" else threading
-      monkeypatch.setattr(owner, hook, getattr(owner, hook))
-    cli._quieten_threads()
-
-    class Forgotten:
-      def __del__(self):
-        raise KeyboardInterrupt
-
-    Forgotten()
-    assert came.wait(5)
-  finally:
-    signal.signal(signal.SIGINT, before)
 
 
 def test_a_folder_of_others_files_is_not_taken(tmp_path):

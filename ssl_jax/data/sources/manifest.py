@@ -1,6 +1,7 @@
 """Clips of a folder, a manifest, or an archive."""
 
 import csv
+import json
 import logging
 import os
 import re
@@ -14,7 +15,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import reading
 from ssl_jax.data.sources import source
 from ssl_jax.data.sources.folder import list_files, probe_all
 from ssl_jax.data.sources.source import SPLIT_KEY, AudioFiles, SourceKind
@@ -263,7 +263,7 @@ def _of_folder(name: str, root: Path) -> list[Clip]:
 
 def _texts(file: Path) -> str:
   try:
-    return reading.read_bytes(file).decode("utf-8", "replace")
+    return file.read_bytes().decode("utf-8", "replace")
   except OSError:
     return ""
 
@@ -294,7 +294,7 @@ def _of_manifest(name: str, path: Path) -> Iterator[Clip]:
 
 def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
   for line in filter(str.strip, file):
-    clip = reading.parse(line)
+    clip = json.loads(line)
     if not isinstance(clip, dict):
       raise UserError(f"{file.name}: {line.strip()[:80]!r} is no JSON object")
     yield "", clip

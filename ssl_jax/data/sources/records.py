@@ -22,12 +22,12 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE, reading
+from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources import source
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.shards import Shards
 from ssl_jax.errors import UserError
-from ssl_jax.files import write_atomically
+from ssl_jax.files import read_object, write_atomically
 
 FORMAT = 1
 # Errors that a write may meet; any other is reported as one of the disk.
@@ -174,7 +174,7 @@ def read_header(name: str, folder: Path) -> dict[str, Any]:
       "audio files set --config.data.source=folder"
     )
   try:
-    header = reading.read_object(path)
+    header = read_object(path)
     if header.get("format") != FORMAT:
       raise ValueError(f"format {header.get('format')!r}, not {FORMAT}")
     crc32 = header.get("crc32")
@@ -198,7 +198,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
   Raises:
     ValueError: it is no line of a shard.
   """
-  clip = reading.parse(line)
+  clip = json.loads(line)
   if (
     not isinstance(clip, dict)
     or not isinstance(clip.get("id"), str)
@@ -252,7 +252,7 @@ def is_written(folder: Path, shard: int) -> bool:
 
 def shard_lines(folder: Path, shard: int) -> bytes:
   """Returns the lines of a whole shard."""
-  return reading.read_bytes(_shard(folder, shard, "jsonl"))
+  return _shard(folder, shard, "jsonl").read_bytes()
 
 
 def _shard(folder: Path, shard: int, kind: str) -> Path:

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import constants, dataset_info, naming, splits
 from tensorflow_datasets.core.proto import feature_pb2
 
-from ssl_jax import SAMPLE_RATE, reading
+from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources import audio, source, tfds_examples
 from ssl_jax.data.sources.shards import Shards
 from ssl_jax.data.sources.tfds_examples import Feature
@@ -157,7 +157,7 @@ class Dataset:
     self._key, self._folder = key, find(key, name, data_dir)
     folder = epath.Path(self._folder)
     try:
-      described = reading.read_bytes(self._folder / "features.json")
+      described = (self._folder / "features.json").read_bytes()
       features = json_format.Parse(described, feature_pb2.Feature())
       info = dataset_info.read_proto_from_builder_dir(folder)
     except Exception as error:  # JSON and protobuf raise many kinds.
@@ -273,7 +273,7 @@ def _audio_feature(
     labels = {
       path.name.removesuffix(".labels.txt"): text.decode().splitlines()
       for path in folder.glob("*.labels.txt")
-      for text in [reading.read_bytes(path)]
+      for text in [path.read_bytes()]
     }
   except (OSError, ValueError) as error:
     raise UserError(f"{key}: labels cannot be read ({error})") from error

@@ -14,7 +14,6 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from ssl_jax import reading
 from ssl_jax.data import workers
 from ssl_jax.data.sources import audio
 from ssl_jax.data.sources.audio import DamagedAudio
@@ -103,7 +102,7 @@ def indexes(files: list[str], feature: Feature) -> list[list[dict[str, Any]]]:
 
 def _kept(path: Path) -> list[dict[str, Any]]:
   try:
-    lines = [*map(reading.parse, reading.read_bytes(path).splitlines())]
+    lines = [*map(json.loads, path.read_bytes().splitlines())]
     for facts in lines:
       if not isinstance(facts.get("damaged", ""), str) or not (
         "damaged" in facts or 0 < facts["num_samples"] < 1 << 48
