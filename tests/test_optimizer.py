@@ -334,8 +334,9 @@ def test_the_table_gives_knobs_names_and_checks(monkeypatch):
     optimizers.knobs()
 
 
+@pytest.mark.slow
 def test_a_run_with_muon_learns_and_resumes_bit_for_bit(tmp_path):
-  config = tiny(12)
+  config = tiny(12, "tera")
   config.optimizer.name = "muon"
   config.data.bucket_seconds = (1.6,)
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
