@@ -38,7 +38,7 @@ def test_the_default_recipe_is_valid():
     (Knob(0.5, "A share.", high=1.0), 2, "x=2 is outside [0.0, 1.0]"),
     (Knob(0.5, "A share."), float("nan"), "x=nan is outside"),
     (Knob((1.0,), "Numbers.", high=2.0), (1.0, 3.0), "outside [0.0, 2.0]"),
-    (Knob((1.0,), "Numbers."), (0.0,) * 1_001, "at most 1000 items, each a float"),
+    (Knob((1.0,), "Numbers."), (0.0,) * 1_001, "at most 1000 items"),
     (Knob("a", "A word.", choices=("apple", "a")), "aple", "mean 'apple'?"),
     (Knob("a", "A word.", choices=lambda: {"b": 1}), "c", "(have: b)"),
   ],
