@@ -280,7 +280,8 @@ def test_state_lies_where_its_parameters_lie():
   config_lib.set_size(config, "2x128x256x4")
   params = inputs.abstract_params(config)
   state = jax.eval_shape(optimizers.make_optimizer(config).init, params)
-  places = by_path(sharding.of_state(mesh, {"params": params, "opt": state}))
+  whole = {"params": params, "opt": state}
+  places = by_path(sharding.of_state(config, mesh, whole))
   found = {path: [] for path in by_path(params)}
   for path, place in places.items():
     for name in found:
