@@ -23,11 +23,12 @@ class LayerFlops(NamedTuple):
 
 
 class Block(nn.Module):
-  """One layer of an encoder. An entry of `ssl_jax.models.encoders.ENCODERS`.
+  """One layer of an encoder. An entry of `encoders.ENCODERS`.
 
   `ssl_jax.models.encoders.stack` calls it with arrays of its own parameters,
   which are stacked over layers outside of it. It knows nothing of its depth.
-  What is below `__call__` needs no parameters.
+  With `config.norm_first` it leaves its output without a norm: the stack has
+  one after the last layer. What is below `__call__` needs no parameters.
 
   Attributes:
     config: config.encoder.

@@ -17,7 +17,7 @@ from ssl_jax.models.hf import HfNames
 from ssl_jax.models.linear import Linear
 from ssl_jax.models.norm import Norm, add_norm, layer_norm
 
-# Uses of a layer's dropout keys. Attention weights have bits of their own.
+# Uses of a layer's dropout keys; attention weights are use 0.
 _AFTER_ATTENTION, _INSIDE_FFN, _AFTER_FFN = 1, 2, 3
 
 Vectors = tuple[jax.Array, jax.Array]

@@ -12,7 +12,7 @@ from ssl_jax.models.hf import HfNames
 
 
 class Frontend(nn.Module):
-  """Waveform -> frames of 20 ms. An entry of `ssl_jax.models.FRONTENDS`.
+  """Waveform -> frames of 20 ms. An entry of `frontends.FRONTENDS`.
 
   Every frontend makes `num_frames(S)` frames of S samples, so that targets,
   masks and labels fit any; features of a clip's real frames do not depend on
