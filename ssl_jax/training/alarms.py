@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax.objectives.objective import Objective
 from ssl_jax.optimizers.schedule import warmup_updates
 
 # Lines of metrics in a row with a symptom before it is told.
@@ -21,7 +21,7 @@ class Alarms:
   """
 
   def __init__(
-    self, objective: nn.Module, config: ConfigDict, history: list[dict]
+    self, objective: Objective, config: ConfigDict, history: list[dict]
   ):
     """Goes on from the lines written before a resume."""
     self._objective, self._config = objective, config
