@@ -1,4 +1,4 @@
-"""How many training FLOPs a second this machine does: a short measurement."""
+"""A short measurement of the training FLOPs a second of this machine."""
 
 import functools
 import statistics
@@ -24,7 +24,7 @@ _CPU_SECONDS = 8.0  # Of audio an update: a CPU has no more to do in parallel.
 
 
 def flops_per_second(config: ConfigDict) -> float:
-  """Of the training step on noise, over all devices: median of a few updates.
+  """Times the training step on noise, over all devices: a few updates' median.
 
   On a CPU with a small batch; reading audio is not part of it.
 
