@@ -175,16 +175,17 @@ def test_runs_of_an_objective_we_lack_are_reported(tmp_path):
 def test_a_picture_needs_neither_a_healthy_run_nor_the_objective(
   tmp_path, caplog
 ):
-  write_run(tmp_path, "100")
-  loss_picture.try_to_draw(tmp_path)
-  before = (tmp_path / "loss.png").read_bytes()
-  path = tmp_path / "config.json"
+  workdir = tmp_path / "run"
+  write_run(workdir, "100")
+  loss_picture.try_to_draw(workdir)
+  before = (workdir / "loss.png").read_bytes()
+  path = workdir / "config.json"
   path.write_text(path.read_text().replace('"hubert"', '"mine"'))
-  loss_picture.try_to_draw(tmp_path)
+  loss_picture.try_to_draw(workdir)
   assert not caplog.text
-  assert (tmp_path / "loss.png").read_bytes() != before
-  (tmp_path / "metrics.jsonl").write_text("{}\n{}\n")
-  loss_picture.try_to_draw(tmp_path)
+  assert (workdir / "loss.png").read_bytes() != before
+  (workdir / "metrics.jsonl").write_text("{}\n{}\n")
+  loss_picture.try_to_draw(workdir)
   assert "loss.png cannot be drawn" in caplog.text
 
 

@@ -20,7 +20,7 @@ from ssl_jax.optimizers import make_optimizer
 from ssl_jax.training import step as step_lib
 
 _UPDATES = 4  # Timed, after one that is not.
-_CPU_SECONDS = 8.0  # Of audio an update: a CPU has no more to do in parallel.
+_CPU_SECONDS = 8.0  # Audio an update: a CPU gains nothing from more.
 
 
 def flops_per_second(config: ConfigDict) -> float:

@@ -22,8 +22,8 @@ from ssl_jax.optimizers import make_optimizer
 from ssl_jax.text import two_columns
 from ssl_jax.training import step as step_lib
 
-_SOME_UPDATES = 1_000  # Of the schedule; no matter how many.
-# What a ring moves through each chip, in sizes of the result.
+_SOME_UPDATES = 1_000  # Length of the schedule; any would do.
+# Traffic of a ring through each chip, in sizes of the result.
 _WIRE = {"all-reduce": 2.0}
 
 
