@@ -71,9 +71,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
   """Replaces a file so that a reader sees the old or the new one, whole."""
-  # Of this process: others may write the same file.
+  # Other processes may write the same file.
   mine = f"{_NODE}.{os.getpid()}{_TORN}"
-  # Cut, as no file's name may be longer than 255 bytes.
+  # A file's name may have 255 bytes at most.
   temporary = path.with_name(f"{path.name[:40]}.{mine}")
   data = content.encode() if isinstance(content, str) else content
   try:
@@ -143,7 +143,7 @@ def alone(folder: Path, name: str) -> Iterator[None]:
 
 
 def _is_being_written(name: str) -> bool:
-  """Whether a temporary file is of a live process, of this machine."""
+  """Tells whether a temporary file is of a live process of this machine."""
   _, node, pid = ("", "", *name.removesuffix(_TORN).rsplit(".", 2))[-3:]
   if node != _NODE or not pid.isdecimal() or int(pid) == os.getpid():
     return False
@@ -152,25 +152,25 @@ def _is_being_written(name: str) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-  """A folder to write into, which is at `folder` once the block is done.
+  """Makes a folder to write into, which is at `folder` after the block.
 
   Raises:
     UserError: there is something there, or it cannot be written.
   """
-  said = f"--out={folder}"
+  name = f"--out={folder}"
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(f"{said} is not empty: choose another, or remove it")
+    raise UserError(f"{name} is not empty: choose another, or remove it")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
   except OSError as error:
-    raise UserError(f"{said} cannot be used ({error})") from error
+    raise UserError(f"{name} cannot be used ({error})") from error
   try:
     yield temporary
     temporary.chmod(0o755)
     temporary.replace(folder)
   except OSError as error:
-    raise UserError(f"{said} cannot be written ({error})") from error
+    raise UserError(f"{name} cannot be written ({error})") from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -218,6 +218,6 @@ def claim(
 
 
 def cache_folder(kind: str) -> Path:
-  """Where what can be computed again is kept: ~/.cache/ssl_jax/KIND."""
+  """Returns the folder of what can be computed again: ~/.cache/ssl_jax/KIND."""
   cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   return Path(cache) / "ssl_jax" / kind

@@ -19,7 +19,7 @@ _LONGEST = 1_000  # Items of a tuple.
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-  """What a knob decides, and so where it may differ.
+  """The kind of a knob: it says where the knob may differ.
 
   Attributes:
     meaning: for people.

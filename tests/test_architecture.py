@@ -35,7 +35,7 @@ ALLOWED = {
   for package, beside in packages.items()
 }
 # Small modules that any package may import; they import no package.
-SHARED = {"errors", "files", "knobs", "process", "reading"}
+SHARED = {"errors", "files", "knobs", "process", "text"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

@@ -7,7 +7,7 @@ from ssl_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-  ("device", "chips", "peak"),
+  ("device", "count", "peak"),
   [
     ("v5e-8", 8, 8 * 197e12),
     ("v5e", 1, 197e12),
@@ -18,8 +18,8 @@ from ssl_jax.errors import UserError
     ("a100-4", 4, 4 * 312e12),
   ],
 )
-def test_slices_and_hosts_are_so_many_chips(device, chips, peak):
-  assert chips.parse(device)[1] == chips
+def test_slices_and_hosts_are_so_many_chips(device, count, peak):
+  assert chips.parse(device)[1] == count
   assert chips.peak(device) == peak
 
 

@@ -17,7 +17,7 @@ from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.reports import cells as cells_lib
-from ssl_jax.reports import isoflop, page, runs
+from ssl_jax.reports import isoflop, loss_picture, page, runs
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"30": 5.9e6, "50": 9.9e6, "100": 2.0e7, "200": 4.0e7, "base": 9.47e7}
@@ -148,15 +148,45 @@ def test_the_interval_holds_the_true_best_size_nine_times_in_ten():
   a, bottom, noise = 0.05, 0.4, 0.01
   rng = np.random.default_rng(0)
   held = []
-  for _ in range(2_000):
+  for _ in range(1_000):
     losses = a * (x - bottom) ** 2 + noise * rng.standard_normal(len(x))
-    fitted = np.polyfit(x, losses, 2)
-    residuals = losses - np.polyval(fitted, x)
-    free = len(x) - 3
-    ends = isoflop._fieller(x, *fitted[:2], residuals @ residuals / free, free)
+    ends = isoflop._interval(x, losses, np.polyfit(x, losses, 2))
     # Without an end, it holds everything.
     held.append(ends is None or ends[0] <= bottom <= ends[1])
   assert np.mean(held) == pytest.approx(0.9, abs=0.02)
+
+
+def test_runs_of_an_objective_we_lack_are_reported(tmp_path):
+  write_run(tmp_path / "ours", "100", loss=3.0)
+  write_run(tmp_path / "theirs", "100", loss=2.0)
+  path = tmp_path / "theirs" / "config.json"
+  config = json.loads(path.read_text())
+  config["objective"]["name"] = "mine"
+  config["frontend"]["name"] = "new"
+  path.write_text(json.dumps(config))
+  rows, broken = runs.read([tmp_path])
+  assert not broken
+  ours, theirs = rows
+  assert (ours.series, theirs.series) == ("HuBERT", "mine")
+  assert (theirs.loss, theirs.main, theirs.share) == (2.0, None, None)
+  page.write(rows, broken, tmp_path / "out", "T", None)
+
+
+def test_a_picture_needs_neither_a_healthy_run_nor_the_objective(
+  tmp_path, caplog
+):
+  workdir = tmp_path / "run"
+  write_run(workdir, "100")
+  loss_picture.try_to_draw(workdir)
+  before = (workdir / "loss.png").read_bytes()
+  path = workdir / "config.json"
+  path.write_text(path.read_text().replace('"hubert"', '"mine"'))
+  loss_picture.try_to_draw(workdir)
+  assert not caplog.text
+  assert (workdir / "loss.png").read_bytes() != before
+  (workdir / "metrics.jsonl").write_text("{}\n{}\n")
+  loss_picture.try_to_draw(workdir)
+  assert "loss.png cannot be drawn" in caplog.text
 
 
 def test_a_minimum_at_the_edge_is_said(tmp_path):

@@ -11,6 +11,7 @@ from ssl_jax.budget.flops import REFERENCE_CROP, readable
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
+from ssl_jax.text import two_columns
 
 _PARTS = ("stem", "projection", "positions", "attention", "ffn", "head")
 
@@ -102,4 +103,4 @@ def table(facts: dict[str, Any], config: ConfigDict) -> str:
       f"{make_objective(config).earlier()}, "
       f"{readable(facts['labelling_flops'])}FLOP for labelling"
     )
-  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+  return two_columns(rows)

@@ -22,7 +22,7 @@ _POINTS = Path(__file__).with_name("published.json")
 # Nats: beyond it a residual counts linearly, so that one odd run (a changed
 # learning rate, say) does not bend the law.
 _HUBER = 0.02
-_UNITS = 20e6, 62.4e6  # Of N and D in the fit: Slim's, to be well scaled.
+_UNITS = 20e6, 62.4e6  # Units of N and D in the fit: Slim's.
 _EXPONENTS = 0.05, 3.0
 _STARTS = (0.3, 0.3), (1.0, 0.8), (0.5, 1.5)
 
@@ -72,23 +72,23 @@ class Law(NamedTuple):
 
   @property
   def rmse(self) -> float:
-    """Of the residuals, in nats."""
+    """Root mean square of the residuals, in nats."""
     return float(np.sqrt(np.mean(self.residuals**2)))
 
   def outside(self, params: float, audio_seconds: float) -> list[str]:
-    """What lies outside the fitted points, in words; [] if nothing."""
-    found = []
+    """Describes what lies outside the fitted points; [] if nothing."""
+    messages = []
     for name, value, (low, high) in (
       ("parameters", params, self.params_range),
       ("seconds of audio", audio_seconds, self.audio_range),
     ):
       if not low * 0.95 <= value <= high * 1.05:
         factor, side = max((low / value, "below"), (value / high, "above"))
-        found.append(
+        messages.append(
           f"{value:.3g} {name} are {factor:.2g} times {side} the fitted "
           f"{low:.3g} to {high:.3g}"
         )
-    return found
+    return messages
 
 
 class Candidate(NamedTuple):
@@ -100,7 +100,7 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """What a budget buys with a candidate."""
+  """A candidate, and what a budget buys with it."""
 
   name: str
   params: float
@@ -151,7 +151,7 @@ def fit(points: Sequence[Point]) -> Law:
   lowest = [losses[which == i].min() for i in range(len(settings))]
   low = [0.0] * len(settings) + [-12.0, _EXPONENTS[0]] * 2
   high = [*lowest] + [4.0, _EXPONENTS[1]] * 2
-  found = [
+  fits = [
     optimize.least_squares(
       residuals,
       [0.9 * loss for loss in lowest] + [-2.0, a, -2.0, b],
@@ -161,7 +161,7 @@ def fit(points: Sequence[Point]) -> Law:
     )
     for a, b in _STARTS
   ]
-  best = min(found, key=lambda result: result.cost)
+  best = min(fits, key=lambda result: result.cost)
   log_a, a, log_b, b = best.x[-4:].tolist()
   return Law(
     floors=dict(zip(settings, best.x[: len(settings)].tolist())),
@@ -195,7 +195,7 @@ def bootstrap(points: Sequence[Point], law: Law, num: int = 100) -> list[Law]:
 def interval(
   law: Law, laws: Sequence[Law], params: float, audio: float, setting: str
 ) -> tuple[float, float]:
-  """Where 90 % of runs are expected: doubt in the law, and a run's residual."""
+  """Returns the 90 % interval of a run: doubt in the law, and its residual."""
   rng = np.random.default_rng(0)
   losses = [other.loss(params, audio, setting) for other in laws]
   losses += rng.choice(law.residuals, len(losses))
@@ -215,7 +215,7 @@ def leave_one_out(points: Sequence[Point]) -> np.ndarray:
 def rank(
   law: Law, setting: str, flops: float, candidates: Sequence[Candidate]
 ) -> list[Choice]:
-  """What a budget buys with each candidate, the best first."""
+  """Returns what a budget buys with each candidate, the best first."""
   choices = []
   for candidate in candidates:
     audio = flops / candidate.flops_per_second

@@ -1,4 +1,4 @@
-"""Which model, how much data and how many updates a budget buys."""
+"""Plans: the model, the data and the updates that a budget buys."""
 
 import math
 import shlex
@@ -12,15 +12,16 @@ from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
 from ssl_jax.data.sources import corpus_name
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_object
+from ssl_jax.text import two_columns
 
 # So many own runs of one setting are fitted without the published ones.
 _ENOUGH = 8
 
 
 def read_runs(folder: Path) -> list[Point]:
-  """The finished runs in a folder, at any depth, to fit the law to.
+  """Reads the finished runs in a folder, at any depth, to fit the law to.
 
   Raises:
     UserError: there is none, or one cannot be read.
@@ -44,16 +45,15 @@ def _read_run(workdir: Path) -> Point:
     if not all(0 < x < 1e30 for x in point[:3]):
       raise ValueError("params, audio_seconds or valid_loss is no such number")
     return point
-  except Exception as error:  # Of many kinds: whatever the files hold.
-    said = " ".join(str(error).split())[:200]
+  except Exception as error:  # The files may hold anything.
     raise UserError(
-      f"--runs: {workdir} cannot be read as a run of this version ({said}); "
-      "leave it out"
+      f"--runs: {workdir} cannot be read as a run of this version "
+      f"({one_line(error)}); leave it out"
     ) from error
 
 
 def setting_of(config: ConfigDict) -> str:
-  """Within what the losses of a config's runs are comparable."""
+  """Names the setting within which losses of a config's runs compare."""
   objective, data = config.objective.name, config.data
   if objective == "hubert":
     objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
@@ -63,7 +63,7 @@ def setting_of(config: ConfigDict) -> str:
 
 
 def enough(own: Sequence[Point]) -> bool:
-  """Whether own runs are fitted without the published ones."""
+  """Tells whether own runs are fitted without the published ones."""
   return len(own) >= _ENOUGH
 
 
@@ -101,7 +101,7 @@ def plan(
   batch_seconds: float,
   hours: float,
 ) -> dict[str, Any]:
-  """What to train for a budget.
+  """Returns what to train for a budget.
 
   Args:
     law: to plan with.
@@ -202,4 +202,4 @@ def table(made: dict[str, Any], law: Law, setting: str, runs: int) -> str:
   if made["outside"]:
     rows["beware"] = "a guess: " + "; ".join(made["outside"])
   rows["command"] = made["command"]
-  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+  return two_columns(rows)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """Of each array, a number that any other bits would change: {path: uint32}.
+  """Returns {path: uint32}, a number that any other bits would change.
 
   The sum, modulo 2^32, of its elements' bits times 2 i + 1, i the place: the
   same however the array is sharded, and another if one element differs.
@@ -31,7 +31,7 @@ def _sum(array: jax.Array) -> jax.Array:
   unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
   bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
   place = jnp.zeros(array.shape, jnp.uint32)
-  for axis in range(array.ndim):  # Not by reshaping, which gathers shards.
+  for axis in range(array.ndim):  # Reshaping would gather shards.
     stride = jnp.uint32(math.prod(array.shape[axis + 1 :]) % 2**32)
     place += stride * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
   return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)

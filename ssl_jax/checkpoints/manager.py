@@ -20,14 +20,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from ssl_jax.checkpoints.checksums import checksums
 from ssl_jax.devices import processes
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_object
 
 _log = logging.getLogger("ssl_jax")
-_SEALS = {"checksums", "crc32"}  # In the counters, beside what they count,
-_OWN = _SEALS | {"valid_loss"}  # with what else is not the caller's.
-_COUNTED = {"flops", "wall_seconds"}  # Of all versions.
-# Faults of the machine, not of the files.
+_SEALS = {"checksums", "crc32"}  # Checksum fields, stored with the counters.
+_OWN = _SEALS | {"valid_loss"}  # Fields removed before counters are returned.
+_COUNTED = {"flops", "wall_seconds"}  # Every version of the code stores these.
+# Errors of the machine, not of the files.
 _PASSING = {
   *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
   *(errno.EACCES, errno.EPERM, errno.ETIMEDOUT),
@@ -35,7 +35,7 @@ _PASSING = {
 
 
 class DamagedCheckpoint(Exception):
-  """One that is not what was saved; the message says why."""
+  """A checkpoint that is not what was saved; the message says why."""
 
 
 class Checkpoints:
@@ -148,8 +148,9 @@ class Checkpoints:
         continue
       aside = self._folder.parent / "damaged"
       for other, problem in damaged.items():
-        said = "checkpoint %d is damaged (%s): moved to %s"
-        _log.warning(said, other, problem, aside)
+        _log.warning(
+          "checkpoint %d is damaged (%s): moved to %s", other, problem, aside
+        )
         if processes.is_first():
           aside.mkdir(exist_ok=True)
           shutil.rmtree(aside / str(other), ignore_errors=True)
@@ -160,14 +161,14 @@ class Checkpoints:
       return update, state, counters
     if not damaged:
       return None
-    said = "; ".join(f"update {at}: {why}" for at, why in damaged.items())
+    problems = "; ".join(f"update {at}: {why}" for at, why in damaged.items())
     raise UserError(
-      f"no checkpoint in {self._folder} can be read ({said}): bring one back, "
-      "or remove the folder to start over"
+      f"no checkpoint in {self._folder} can be read ({problems}): bring one "
+      "back, or remove the folder to start over"
     )
 
   def wait(self) -> None:
-    """Until the last save is complete on disk.
+    """Waits until the last save is complete on disk.
 
     Raises:
       UserError: it cannot be written.
@@ -185,14 +186,14 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError) as error:  # TensorStore's are of the second.
-      said = " ".join(str(error).split())
-      reason = re.search(r"[A-Z][^:.]*(?= \[os_error_code)", said)
+      problem = one_line(error, 4_000)
+      reason = re.search(r"[A-Z][^:.]*(?= \[os_error_code)", problem)
       if not reason and not isinstance(error, OSError):
         raise
       raise UserError(
         f"a checkpoint cannot be written to {self._folder} "
-        f"({reason[0] if reason else said[:200]}): make room, or whatever it "
-        f"lacks; the same command goes on from update {self.latest() or 0}"
+        f"({reason[0] if reason else problem[:200]}): make room, or whatever "
+        f"it lacks; the same command goes on from update {self.latest() or 0}"
       ) from error
 
 
@@ -206,14 +207,14 @@ class _Best:
     self._losses: dict[int, float] = {}
 
   def note(self, update: int, valid_loss: float | None) -> None:
-    """The loss of a checkpoint, if it has one."""
+    """Notes the loss of a checkpoint, if it has one."""
     known = isinstance(valid_loss, float)
     self._losses[update] = valid_loss if known else math.inf
 
   def should_preserve(
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> list[bool]:
-    """Whether each is the one; as Orbax asks it."""
+    """Tells for each whether it is the best, as Orbax asks."""
     # One that could not be read just then may be the best.
     losses = [self._losses.get(each.step) for each in checkpoints]
     lowest = min((x for x in losses if x is not None), default=math.inf)
@@ -221,12 +222,12 @@ class _Best:
 
 
 def _alike(folder: Path, read: Callable[[], Any]) -> Any:
-  """What `read` returns, or what it raises on any process on all of them."""
+  """Runs `read` on every process; if one fails, all raise the same error."""
   value, problem, passing = None, "", False
   try:
     value = read()
-  except Exception as error:  # Of many kinds; of a torn array, just that.
-    problem = " ".join(str(error).split())[:200]
+  except Exception as error:  # TensorStore and Orbax raise many kinds.
+    problem = one_line(error)
     if not isinstance(error, DamagedCheckpoint):
       problem = f"{type(error).__name__}: {problem}"
     passing = _is_passing(error)
@@ -260,11 +261,11 @@ def restore_params(folder: Path, abstract_params: Any) -> tuple[Any, dict]:
   )
   try:
     restored = _read_arrays(folder, wanted, partial=True)
-  except Exception as error:  # Of many kinds; of a torn array, just that.
-    said = " ".join(str(error).split())[:200]
+  except Exception as error:  # TensorStore and Orbax raise many kinds.
+    problem = one_line(error)
     raise UserError(
-      f"{folder} cannot be read as this encoder ({said}); is it whole, and its "
-      "config.json its own?"
+      f"{folder} cannot be read as this encoder ({problem}); is it whole, and "
+      "its config.json its own?"
     ) from error
   try:
     counters = _read_counters(folder)
@@ -297,7 +298,7 @@ def _read_counters(folder: Path) -> dict[str, Any]:
     ValueError: they are damaged.
   """
   counters = read_object(folder / "counters" / "metadata")
-  sealed = bool(_SEALS & {*counters})  # Else of an older version.
+  sealed = bool(_SEALS & {*counters})  # An older version stored no checksums.
   if sealed and counters.get("crc32") != _crc32(counters):
     raise ValueError("its counters are not those that were saved")
   return counters
@@ -325,7 +326,7 @@ def _crc32(counters: dict) -> int:
 
 
 def _is_passing(error: Exception) -> bool:
-  """Whether it is the machine's fault, and the files may be whole."""
+  """Tells whether it is the machine's error, and the files may be whole."""
   if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
     return True
   code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -1,4 +1,4 @@
-"""What accelerators can do, by the names people use: v5e-8, h100, a100-4."""
+"""Peaks and sizes of accelerators, by the names in use: v5e-8, h100."""
 
 import math
 import re
@@ -18,7 +18,7 @@ _PEAK = {
   "v6e": (918e12, ("TPU v6 lite", "TPU v6e")),
 }
 
-# Of a chip, as Google states it: memory in bytes, bytes a second from it, and
+# A chip, as Google states it: memory in bytes, bytes a second from it, and
 # bytes a second to its neighbours over all links; the slices that are sold.
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
@@ -42,41 +42,41 @@ _CHIPS = {
 
 
 def topology(name: str) -> tuple[Chip, str, int]:
-  """(chip, "v5e:4x4", 16) of "v5e:4x4" or "v5e-16".
+  """Returns (chip, "v5e:4x4", 16) for "v5e:4x4" or "v5e-16".
 
   Raises:
     UserError: unknown; the valid ones are listed.
   """
   kind, _, shape = name.lower().replace("-", ":").partition(":")
-  said = f"--topology={name!r}: expected one of "
+  expected = f"--topology={name!r}: expected one of "
   if kind not in _CHIPS:
-    raise UserError(said + ", ".join(f"{k}:SHAPE" for k in _CHIPS))
+    raise UserError(expected + ", ".join(f"{k}:SHAPE" for k in _CHIPS))
   for known in _CHIPS[kind].topologies:
     chips = math.prod(map(int, known.split("x")))
     if shape in (known, str(chips)):
       return _CHIPS[kind], f"{kind}:{known}", chips
   raise UserError(
-    said + ", ".join(f"{kind}:{known}" for known in _CHIPS[kind].topologies)
+    expected + ", ".join(f"{kind}:{known}" for known in _CHIPS[kind].topologies)
   )
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:
-  """Peak of one device in bfloat16, by JAX's `device_kind`.
+  """Returns the peak of one device in bfloat16, by JAX's `device_kind`.
 
   Returns:
     None where it is unknown (CPUs).
   """
-  found = [
+  matches = [
     (len(prefix), peak)
     for peak, prefixes in _PEAK.values()
     for prefix in prefixes
     if device_kind.startswith(prefix)
   ]
-  return max(found)[1] if found else None
+  return max(matches)[1] if matches else None
 
 
 def parse(device: str) -> tuple[str, int]:
-  """("v5e", 8) of "v5e-8"; one device where no number is given.
+  """Returns ("v5e", 8) for "v5e-8"; one device where no number is given.
 
   TPU v4 and v5p slices are named by their cores, two a chip: v4-8 is 4 chips.
 
@@ -99,6 +99,6 @@ def parse(device: str) -> tuple[str, int]:
 
 
 def peak(device: str) -> float:
-  """FLOP/s of all of "v5e-8" together."""
+  """Returns the peak FLOP/s of all of "v5e-8" together."""
   name, number = parse(device)
   return _PEAK[name][0] * number

@@ -21,11 +21,11 @@ from jax.sharding import PartitionSpec as P
 
 from ssl_jax import process
 from ssl_jax.data import workers
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 
 _log = logging.getLogger("ssl_jax")
 _A_WEEK_S = 7 * 24 * 3600
-# What has been counted in all processes alike: names for barriers.
+# Counters that agree in all processes: they name barriers.
 _runs, _meetings = itertools.count(), itertools.count()
 
 
@@ -53,13 +53,13 @@ def join(
   workers.set_patience(timeout_s=timeout_s, flag="--process_timeout=")
   if coordinator is None and not _is_one_of_many():
     return
-  said = (
+  message = (
     f"the processes of the run did not meet within {timeout_s:g} s at "
     f"{coordinator or 'the coordinator'}: start all of them, with the same "
     "--coordinator and --num_processes"
   )
   # JAX's own deadline aborts, saying less.
-  late = threading.Timer(timeout_s, workers.give_up, (said,))
+  late = threading.Timer(timeout_s, workers.give_up, (message,))
   late.start()
   try:
     jax.distributed.initialize(
@@ -72,7 +72,7 @@ def join(
       heartbeat_timeout_seconds=round(3 * timeout_s),
     )
   except (RuntimeError, ValueError) as error:
-    raise UserError(f"{said} ({' '.join(str(error).split())[:300]})") from error
+    raise UserError(f"{message} ({one_line(error)})") from error
   finally:
     late.cancel()
   if not is_first():
@@ -80,7 +80,7 @@ def join(
 
 
 def _is_one_of_many() -> bool:
-  """Whether JAX will find other processes, or that there are none, itself."""
+  """Tells whether JAX finds the run's processes by itself."""
   for count in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
     number = os.environ.get(count, "")
     if number.isdecimal() and int(number) > 1:
@@ -92,20 +92,20 @@ def _is_one_of_many() -> bool:
 
 
 def many() -> bool:
-  """Whether the run has several processes."""
+  """Tells whether the run has several processes."""
   return jax.process_count() > 1
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes and draws."""
+  """Tells whether this process is the one that writes and draws."""
   return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def first_alone(what: str) -> Iterator[None]:
-  """The first process does the block, then all others do.
+  """Runs the block in the first process, then in all others.
 
-  What the first writes the others read; where it fails, they do.
+  They may read what it wrote. If it fails, all fail.
   """
   done = not is_first()
   if done and not _first_says(what, True):
@@ -155,9 +155,9 @@ def lost_processes(hint: str) -> Iterator[None]:
     if not many():
       yield
       return
-    # A little more than data is given, which has more to say.
-    said = "a process of the run is lost or stuck"
-    with workers.waiting(said, times=1.1) as moved:
+    # Waiting for data ends earlier: its message says more.
+    problem = "a process of the run is lost or stuck"
+    with workers.waiting(problem, times=1.1) as moved:
       begun = threading.Event()
 
       def _moved() -> None:
@@ -176,13 +176,12 @@ def lost_processes(hint: str) -> Iterator[None]:
     if not many():
       raise
     # JAX's way out would wait for the others, and they for this one.
-    said = str(error)
+    message = str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
-      said = " ".join(said.split())[:200]
-      said = f"a process of the run was lost ({said}); {hint}"
+      message = f"a process of the run was lost ({one_line(error)}); {hint}"
     elif not isinstance(error, UserError | OSError):
       traceback.print_exc()
-    workers.give_up(said)
+    workers.give_up(message)
   finally:
     workers.set_patience(remedy=before.remedy)
 
@@ -195,14 +194,14 @@ def _answer(
     try:
       _meet_at(f"run {run} answer {turn}", 2 * workers.patience().timeout_s)
     except jax.errors.JaxRuntimeError:
-      return  # Where it is not that another has begun, no `moved` comes.
+      return  # Another process began, or it is lost: then `moved` is missing.
     if begun.wait(workers.patience().timeout_s / 10):
       return
     moved()
 
 
 def _moved() -> None:
-  """What `beat` calls."""
+  """Does nothing; `lost_processes` puts in its place what `beat` calls."""
 
 
 def beat() -> None:
@@ -249,14 +248,14 @@ class StopRequest:
     self._asked, self.interrupted = True, number == signal.SIGINT
     for asks in self._old:
       signal.signal(asks, signal.SIG_DFL)
-    # Not by logging, whose lock the interrupted code may hold.
+    # The interrupted code may hold the lock of logging.
     name = signal.Signals(number).name
-    said = f"{name}: saving, then stopping; another stops at once\n"
+    message = f"{name}: saving, then stopping; another stops at once\n"
     with contextlib.suppress(OSError):
-      os.write(2, said.encode())
+      os.write(2, message.encode())
 
   def agreed(self) -> bool:
-    """Whether any process was asked; all get the same answer, an update late.
+    """Tells whether any process was asked; all agree, an update late.
 
     Called once an update by all. Late, so that no device waits for the host.
     """

@@ -1,4 +1,4 @@
-"""How many training FLOPs a second this machine does: a short measurement."""
+"""A short measurement of the training FLOPs a second of this machine."""
 
 import functools
 import statistics
@@ -20,11 +20,11 @@ from ssl_jax.optimizers import make_optimizer
 from ssl_jax.training import step as step_lib
 
 _UPDATES = 4  # Timed, after one that is not.
-_CPU_SECONDS = 8.0  # Of audio an update: a CPU has no more to do in parallel.
+_CPU_SECONDS = 8.0  # Audio an update: a CPU gains nothing from more.
 
 
 def flops_per_second(config: ConfigDict) -> float:
-  """Of the training step on noise, over all devices: median of a few updates.
+  """Times the training step on noise, over all devices: a few updates' median.
 
   On a CPU with a small batch; reading audio is not part of it.
 

@@ -19,10 +19,11 @@ from ssl_jax.models.backbone import compute_dtype
 from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import make_optimizer
+from ssl_jax.text import two_columns
 from ssl_jax.training import step as step_lib
 
-_SOME_UPDATES = 1_000  # Of the schedule; no matter how many.
-# What a ring moves through each chip, in sizes of the result.
+_SOME_UPDATES = 1_000  # Length of the schedule; any would do.
+# Traffic of a ring through each chip, in sizes of the result.
 _WIRE = {"all-reduce": 2.0}
 
 
@@ -167,4 +168,4 @@ def text(facts: dict[str, Any]) -> str:
       "more chips, config.batch.microbatches, config.encoder.remat, or fsdp in "
       "config.mesh"
     )
-  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+  return two_columns(rows)

@@ -30,7 +30,7 @@ from ssl_jax.data.sources import open_source
 from ssl_jax.devices import chips
 from ssl_jax.measure import corpora
 
-_COPIES = 40  # Of the packaged corpus.
+_COPIES = 40  # Copies of the packaged corpus.
 _ROUND_SECONDS = 4.0
 
 Batches = Iterator[tuple[np.ndarray, int]]  # Waveform [B, S], real samples.
@@ -98,8 +98,8 @@ def table(result: dict[str, Any]) -> str:
       rate = result["megabytes_per_second"][source][workers]
       lines.append(f"{source:14}{workers:>8}{speed:>13,.0f}{rate:>9,.0f}")
   consumed = result["consumed"]
-  said = f"{consumed['device']} at {consumed['mfu']:.0%}"
-  lines.append(f"{said:22}{consumed['times_real_time']:>13,.0f}  consumed")
+  device = f"{consumed['device']} at {consumed['mfu']:.0%}"
+  lines.append(f"{device:22}{consumed['times_real_time']:>13,.0f}  consumed")
   return "\n".join(lines)
 
 
@@ -159,7 +159,7 @@ def ours(kind: str, folder: Path, workers: int) -> Batches:
 
 
 class _Files:
-  """What a torch user would write: a file decoded whole, then cropped."""
+  """A data set as a torch user writes it: each file decoded, then cropped."""
 
   def __init__(self, paths: list[str], longest: int):
     self._paths, self._longest = paths, longest

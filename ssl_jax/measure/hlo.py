@@ -1,4 +1,4 @@
-"""What a compiled program moves, between devices and to memory, by its HLO."""
+"""Traffic of a compiled program, between devices and to memory, by its HLO."""
 
 import collections
 import re
@@ -94,7 +94,7 @@ def _moved(
     elif kind in _FREE or kind.endswith("-done"):
       continue
     elif kind.endswith("-start"):
-      total += sizes[made]  # Of what is copied and the copy.
+      total += sizes[made]  # Sizes of the original and the copy.
     else:
       operands = _OPERAND.findall(rest.partition("), ")[0])
       total += sizes[made] + sum(sizes.get(x, 0) for x in set(operands))
@@ -175,7 +175,7 @@ def _size(shape: str, kind: str, started: bool) -> float:
 
 
 def _trips(condition: str, bodies: dict[str, list[str]]) -> int:
-  """How often a loop runs, from 0 to the constant it is compared with."""
+  """Returns the trips of a loop: the constant its counter is compared with."""
   names, constants = [condition], [1]
   while names:
     for line in bodies.get(names.pop(), ()):

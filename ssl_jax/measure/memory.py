@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from ssl_jax.measure import corpora, data
 
-_COPIES = 40  # Of the packaged corpus.
-_SETTLED = 0.1  # Of the read: what is allocated once is by then.
+_COPIES = 40  # Copies of the packaged corpus.
+_SETTLED = (
+  0.1  # Share of the read after which nothing is allocated for the first time.
+)
 
 
 def run(num_records: int) -> dict[str, Any]:

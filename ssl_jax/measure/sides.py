@@ -20,7 +20,7 @@ OURS, THEIRS = "ours", "theirs"
 
 
 class Subject(NamedTuple):
-  """What a side makes.
+  """The subject that a side makes to be timed.
 
   run: does the work so many times, and waits until all is done.
   peak_memory: bytes of the accelerator's memory at most in use so far; None

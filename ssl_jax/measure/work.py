@@ -1,4 +1,4 @@
-"""What is timed of ours: a training step, the stem alone, a frozen encoder."""
+"""The work that is timed: a training step, the stem, a frozen encoder."""
 
 import time
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def probe(config: ConfigDict, rows: int, length: int) -> Subject:
 
 
 def flops(what: str, config: ConfigDict, length: int) -> float:
-  """Of one clip, as `ssl_jax.flops` counts."""
+  """Counts the FLOPs of one clip, as `ssl_jax.flops` does."""
   if what == "step":
     return clip_flops(config, length).training
   forward = forward_flops(config, length, head=0)

@@ -50,7 +50,7 @@ def group(
 
 
 def ranked_with(cell: Cell) -> tuple[str, float, float]:
-  """What cells whose losses are ranked have in common."""
+  """Returns what cells whose losses are ranked have in common."""
   return cell.one.series, cell.one.data_hours, cell.one.budget
 
 
@@ -85,14 +85,14 @@ def panel_name(run: Run, runs: Iterable[Run]) -> str:
 
 
 def count(runs: Sequence[Run], shown: Sequence[Run]) -> str:
-  """How many are shown, in words."""
+  """Says how many are shown."""
   if len(runs) == len(shown):
     return f"All {len(runs)} runs" if len(runs) > 1 else "One run"
   return f"{len(shown)} of {len(runs)} runs"
 
 
 def seeds(runs: Iterable[Run]) -> str:
-  """How seeds are shown, in words; "" where there is one of each."""
+  """Says how seeds are shown; "" where there is one of each."""
   if all(len(cell.runs) == 1 for cell in cells(runs)):
     return ""
   return " Of several seeds the mean is shown, with a bar from least to most."

@@ -1,9 +1,8 @@
 """The best size of a budget: a parabola in the logarithm of the parameters.
 
 Hoffmann et al. 2022, section 3.2 ("IsoFLOP profiles"). The interval of its
-minimum is Fieller's (1954), exact for a ratio of estimates with normal errors,
-where the delta method is not: it is unbounded, and none is given, where the
-curvature does not differ from 0.
+minimum is a bootstrap's; none is given where the curvature cannot be told from
+none.
 """
 
 import math
@@ -11,12 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from ssl_jax.reports.cells import Cell, best, cells, group, ranked_with
 from ssl_jax.reports.runs import Run
 
 CONFIDENCE = 0.9
+_DRAWS = 2_000
 
 
 class Optimum(NamedTuple):
@@ -60,17 +59,17 @@ class Optimum(NamedTuple):
 def optima(runs: Sequence[Run]) -> list[Optimum]:
   """The best size of each series, hours of data and budget with 3 sizes."""
   groups = group(cells(runs), ranked_with)
-  return [found for each in groups.values() if (found := optimum(each))]
+  return [made for each in groups.values() if (made := optimum(each))]
 
 
-def optimum(found: Sequence[Cell]) -> Optimum | None:
+def optimum(candidates: Sequence[Cell]) -> Optimum | None:
   """The best size among runs of one budget; None of fewer than 3 sizes.
 
   Of several runs of a size the best counts (of a learning rate, say). The
   study's Small is of another shape, and no part of the curve.
   """
   sizes = group(
-    (c for c in found if c.one.size != "small"), lambda c: c.one.params
+    (c for c in candidates if c.one.size != "small"), lambda c: c.one.params
   )
   if len(sizes) < 3:
     return None
@@ -89,8 +88,7 @@ def optimum(found: Sequence[Cell]) -> Optimum | None:
   if free:
     residuals = losses - np.polyval(fitted, x)
     rmse = float(np.sqrt(np.mean(residuals**2)))
-    variance = residuals @ residuals / free
-    ends = None if at_edge else _fieller(x, a, b, variance, free)
+    ends = None if at_edge else _interval(x, losses, fitted)
     interval = ends and (center * math.exp(ends[0]), center * math.exp(ends[1]))
   one = points[0].one
   return Optimum(
@@ -110,25 +108,32 @@ def optimum(found: Sequence[Cell]) -> Optimum | None:
   )
 
 
-def _fieller(
-  x: np.ndarray, a: float, b: float, variance: float, free: int
+def _interval(
+  x: np.ndarray, losses: np.ndarray, fitted: np.ndarray
 ) -> tuple[float, float] | None:
-  """Where b + 2 a x cannot be told from 0; None if that is no interval.
+  """Returns where 90 % of minima lie if the losses are drawn anew.
+
+  A parametric bootstrap, always of the same draws: noise is normal, of a scale
+  that is itself drawn, as so few residuals say little of it.
 
   Args:
-    x: float [N] points of the parabola a x^2 + b x + c.
-    a: fitted.
-    b: fitted.
-    variance: of the residuals.
-    free: degrees of freedom of the variance.
+    x: float [N] places of the losses, N above 3.
+    losses: float [N].
+    fitted: the parabola, highest power first.
+
+  Returns:
+    None where the curvature cannot be told from none.
   """
   design = np.vander(x, 3)
-  covariance = variance * np.linalg.inv(design.T @ design)
-  t2 = stats.t.ppf((1 + CONFIDENCE) / 2, free) ** 2
-  p = 4 * (a**2 - t2 * covariance[0, 0])
-  q = 4 * (a * b - t2 * covariance[0, 1])
-  r = b**2 - t2 * covariance[1, 1]
-  if p <= 0:
+  squares = np.sum((losses - design @ fitted) ** 2)
+  rng = np.random.default_rng(0)
+  scale = np.sqrt(squares / rng.chisquare(len(x) - 3, (_DRAWS, 1)))
+  noise = scale * rng.standard_normal((_DRAWS, len(x)))
+  # [3, draws]: a fit is linear in the losses.
+  a, b, _ = fitted[:, None] + np.linalg.pinv(design) @ noise.T
+  if np.mean(a <= 0) > (1 - CONFIDENCE) / 2:
     return None
-  half = math.sqrt(max(0.0, q**2 - 4 * p * r))
-  return (-q - half) / (2 * p), (-q + half) / (2 * p)
+  tail = (1 - CONFIDENCE) / 2
+  minima = np.where(a > 0, -b / (2 * a), np.inf)
+  low, high = np.quantile(minima, (tail, 1 - tail), method="nearest")
+  return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a run shows when it ends: a table and a picture of its losses."""
+"""The end of a run: a table and a picture of its losses."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from ssl_jax.budget.flops import readable
 from ssl_jax.errors import one_line
 from ssl_jax.files import read_jsonl, write_atomically
 from ssl_jax.objectives import OBJECTIVES
+from ssl_jax.text import two_columns
 
 _CURVES = Path(__file__).parent / "curves"
 _log = logging.getLogger("ssl_jax")
@@ -31,12 +32,12 @@ def try_to_draw(workdir: Path) -> None:
 def draw_losses(workdir: Path) -> Path:
   """Draws `loss.png` of a workdir; returns its path.
 
-  Beside the loss, what share it is of the loss at chance, with a healthy short
-  run of the same objective behind it.
+  Beside the loss is its share of the loss at chance, with a healthy short run
+  of the same objective behind it, where there is one.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
-  main = OBJECTIVES[name].main
+  main = _main(name)
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
   healthy = _CURVES / f"{name}.json"
@@ -50,19 +51,20 @@ def draw_losses(workdir: Path) -> Path:
       label=f"healthy: {reference['run']}",
     )
   for split, style in (("train", "-"), ("valid", "o-")):
-    own = [x for x in lines if x["split"] == split and x["loss"] is not None]
+    own = [x for x in lines if x["split"] == split]
+    own = [x for x in own if x.get("loss") is not None]
     if own:
       updates = [x["update"] for x in own]
       loss = [x["loss"] for x in own]
       left.plot(updates, loss, style, label=f"{split} {loss[-1]:.3f}")
-      right.plot(
-        np.maximum(1, updates),
-        # No chance to be better than, where all targets are the same.
-        [x[main] / (x["chance"] or np.nan) for x in own],
-        style,
-      )
-  chance = [(x["update"], x["chance"]) for x in lines if x["split"] == "valid"]
-  left.plot(*zip(*chance), "--", color="grey", label=f"{main} at chance")
+      if all(x.get(main) is not None and "chance" in x for x in own):
+        # Where all targets are the same, chance is 0.
+        shares = [x[main] / (x["chance"] or np.nan) for x in own]
+        right.plot(np.maximum(1, updates), shares, style)
+  valid = [x for x in lines if x["split"] == "valid" and "chance" in x]
+  if valid:
+    chance = [(x["update"], x["chance"]) for x in valid]
+    left.plot(*zip(*chance), "--", color="grey", label=f"{main} at chance")
   right.axhline(1, linestyle="--", color="grey")
   for line in lines:
     if line["split"] == "alarm":
@@ -85,7 +87,7 @@ def draw_losses(workdir: Path) -> Path:
   right.set(xlabel="update", xscale="log", title=f"{main}, share of chance")
   for axes in (left, right):
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
+    if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize="small")
   png = io.BytesIO()
   FigureCanvasAgg(figure).print_png(png)
@@ -94,12 +96,17 @@ def draw_losses(workdir: Path) -> Path:
   return path
 
 
+def _main(objective: str) -> str:
+  """Returns the name of an objective's main term, if we have the objective."""
+  return getattr(OBJECTIVES.get(objective), "main", "main term")
+
+
 def curve(workdir: Path, run: str) -> dict[str, Any]:
   """The training curve of a run, as `curves/` keeps those of healthy ones."""
   lines = read_jsonl(workdir / "metrics.jsonl")
   name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
   lines = [x for x in lines if x["split"] == "train" and x["loss"] is not None]
-  keys = {"update": "update", "main": OBJECTIVES[name].main, "chance": "chance"}
+  keys = {"update": "update", "main": _main(name), "chance": "chance"}
   return {"run": run} | {
     key: [round(line[field], 4) for line in lines]
     for key, field in keys.items()
@@ -123,4 +130,4 @@ def summary(result: dict[str, Any]) -> str:
     "picture": f"{result['workdir']}/loss.png",
     "TensorBoard": f"tensorboard --logdir {result['workdir']}",
   }
-  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+  return two_columns(rows)

@@ -26,7 +26,7 @@ from ssl_jax.reports.runs import Run
 from ssl_jax.reports.style import Drawn
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_NONE = "-"  # Not known, or not there.
+_NONE = "-"  # A value that is missing.
 _TEXT = {
   "Run",
   "Objective",
@@ -107,7 +107,7 @@ def to_csv(runs: Sequence[Run], price: float | None) -> str:
 
 
 def summary(runs: Sequence[Run], broken: dict[str, str]) -> str:
-  """What is reported, as a short table for a terminal."""
+  """Returns what is reported, as a short table for a terminal."""
   lines = [f"{'best of':34}{'size':>10}{'budget':>13}{'valid loss':>12}"]
   for name, own in group(runs, lambda run: panel_name(run, runs)).items():
     run = best(cells(own)).one

@@ -15,12 +15,11 @@ from ml_collections import ConfigDict
 from ssl_jax import config as config_lib
 from ssl_jax.config import SIZES
 from ssl_jax.data import sources
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_jsonl, read_object
 from ssl_jax.knobs import ROLES, flatten
-from ssl_jax.objectives import OBJECTIVES
+from ssl_jax.objectives import OBJECTIVES, title
 
-NAMES = {"hubert": "HuBERT", "wav2vec2": "wav2vec 2.0", "tera": "TERA"}
 SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
 _FILES = {"result.json", "config.json", "metrics.jsonl"}
 
@@ -84,14 +83,14 @@ class Run:
 
   @property
   def device_hours(self) -> float | None:
-    """Of training, of all devices; a trunk's are the trunk's."""
+    """Hours of training, of all devices, less the trunk's."""
     if self.train_hours is None:
       return None
     return self.train_hours * (self.devices or 1) * self.own_flops / self.flops
 
   @property
   def hours(self) -> float | None:
-    """Of training audio; where it was all, those seen an epoch."""
+    """Hours of training audio; where it was all, those seen an epoch."""
     seen = self.audio_hours / self.epochs if self.epochs else None
     return self.data_hours or seen
 
@@ -117,10 +116,12 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
         name = f"{folder.resolve().name}/{name}"
       try:
         found.setdefault(workdir.resolve(), _read(workdir, name))
-      except Exception as error:  # Of many kinds: the files may hold anything.
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+      except Exception as error:  # The files may hold anything.
+        problem = one_line(error) or type(error).__name__
         broken[str(workdir)] = (
-          f"no {said} in metrics.jsonl" if isinstance(error, KeyError) else said
+          f"no {problem} in metrics.jsonl"
+          if isinstance(error, KeyError)
+          else problem
         )
   if not found:
     where = ", ".join(map(str, folders))
@@ -155,7 +156,7 @@ def _workdirs(folder: Path) -> Iterator[Path]:
 
 
 def _is_other_model(path: Path, files: set[str]) -> bool:
-  """Whether it is an exported model: other programs write a config.json too."""
+  """Tells whether it is an exported model, which has a config.json too."""
   if files & (_FILES - {"config.json"}):
     return False
   try:
@@ -246,8 +247,9 @@ def _json(workdir: Path, name: str) -> dict[str, Any]:
 def _number(result: dict[str, Any], key: str) -> float:
   value = _known(result, key)
   if value is None or value <= 0:
-    said = f"{key!r} is {result.get(key)!r}"
-    raise ValueError(f"result.json: {said}, not a number above 0")
+    raise ValueError(
+      f"result.json: {key!r} is {result.get(key)!r}, not a number above 0"
+    )
   return value
 
 
@@ -304,7 +306,7 @@ def _series(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     differing = [
       part for i, part in enumerate(setting) if len({x[i] for x in alike}) > 1
     ]
-    name = NAMES.get(setting[0], setting[0])
+    name = title(setting[0])
     names[setting] = ", ".join([name, *filter(None, differing)])
   return names
 
@@ -328,7 +330,7 @@ def _budgeted(runs: list[Run]) -> list[Run]:
 
 
 def _order(run: Run) -> tuple:
-  rank = [*NAMES, run.objective].index(run.objective)
+  rank = [*OBJECTIVES, run.objective].index(run.objective)
   return (
     rank,
     run.series,

@@ -1,4 +1,4 @@
-"""How the report's figures look: panels, axes, points, legends, files."""
+"""The look of the report's figures: panels, axes, points, legends, files."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -11,6 +11,7 @@ from ssl_jax.data.batch_plan import BatchPlan
 from ssl_jax.data.sources import corpus_name
 from ssl_jax.optimizers import make_schedule
 from ssl_jax.optimizers.schedule import warmup_updates
+from ssl_jax.text import two_columns
 
 
 def facts(
@@ -65,4 +66,4 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
     "learning rate": f"{rates}  (warm-up {header['warmup_updates']:,} updates)",
     "devices": f"{header['devices']} x {header['device_kind']}",
   }
-  return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+  return two_columns(rows)

@@ -184,17 +184,17 @@ class Progress:
     line: bool = False,
   ) -> None:
     """Shows the state after `update` updates; `line`: a line is due."""
-    said = (
+    state = (
       f"loss {loss:.4f}, {speed:.0f}x real time, "
       f"{readable(flops)}/{readable(self._budget)}FLOP"
     )
     if self._bar is not None:
-      self._bar.set_postfix_str(said, refresh=False)
+      self._bar.set_postfix_str(state, refresh=False)
       self._bar.update(update - self._bar.n)
     elif line:
       pace = (time.monotonic() - self._started) / max(1, update - self._first)
       left = tqdm.format_interval(pace * (self._updates - update))
-      self.print(f"update {update}/{self._updates}: {said}, {left} left")
+      self.print(f"update {update}/{self._updates}: {state}, {left} left")
 
   def print(self, message: str) -> None:
     """A line of its own, above the bar."""

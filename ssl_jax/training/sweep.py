@@ -46,7 +46,7 @@ class Run(NamedTuple):
 def expand(
   family: ConfigDict, overrides: list[str], workdir: Path
 ) -> list[list[Run]]:
-  """The runs of a family, in groups to be run in their order.
+  """Expands a family to its runs, in groups to be run in their order.
 
   A group is the budgets of one objective, size, hours and seed, the largest
   first: where `decay_fraction` is below 1 the others branch off it.
@@ -155,9 +155,9 @@ def train_all(
       bar.set_description(f"{run.name} ({i + 1}/{len(todo)})")
       if run.trunk in failed:
         failed[run.name] = f"its trunk, {run.trunk}, failed"
-      elif said := _train(run, workdir / run.name, environment, bar, spent):
-        failed[run.name] = said
-        bar.write(f"{run.name} failed: {said}", file=sys.stderr)
+      elif problem := _train(run, workdir / run.name, environment, bar, spent):
+        failed[run.name] = problem
+        bar.write(f"{run.name} failed: {problem}", file=sys.stderr)
       else:
         bar.write(f"{run.name} finished", file=sys.stderr)
       spent += run.facts["own_flops"]
@@ -166,7 +166,7 @@ def train_all(
 
 
 def is_finished(workdir: Path) -> bool:
-  """Whether the run in a folder ended."""
+  """Tells whether the run in a folder ended."""
   return (workdir / "result.json").exists()
 
 
@@ -201,12 +201,12 @@ def _train(
   if trainer.returncode == 0:
     stopped = "stopped by SIGTERM; the same command goes on from here"
     return "" if is_finished(workdir) else stopped
-  said = (workdir / "log.txt").read_text().splitlines() or ["nothing"]
-  return f"exit status {trainer.returncode}: {said[-1].removeprefix('error: ')}"
+  *_, last = (workdir / "log.txt").read_text().splitlines() or ["nothing"]
+  return f"exit status {trainer.returncode}: {last.removeprefix('error: ')}"
 
 
 def table(runs: list[Run], workdir: Path) -> str:
-  """What the runs are and cost, as a person reads it.
+  """Returns the runs and their costs as a table for people.
 
   Hours are guessed from the FLOPs a second of finished runs of the family, and
   losses by the planner's law: of the finished runs where they are enough, else
@@ -250,14 +250,14 @@ def _predict(runs: list[Run], workdir: Path) -> dict[str, str]:
     own = [run for run in runs if run.facts["objective"] == objective]
     points = []
     for run in own:
-      with contextlib.suppress(UserError):  # Of a loss that is not finite.
+      with contextlib.suppress(UserError):  # A loss may not be finite.
         if is_finished(workdir / run.name):
           points += planner.read_runs(workdir / run.name)
     if own[0].facts["frontend"] != "waveform" and not planner.enough(points):
       continue
     try:
       law, _, setting, _ = planner.fit(objective, points)
-    except UserError:  # Of several settings, or sizes too alike.
+    except UserError:  # There are several settings, or sizes too alike.
       continue
     for run in own:
       audio = run.facts["updates"] * run.facts["seconds_per_update"]

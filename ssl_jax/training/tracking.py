@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from ssl_jax.errors import UserError, nearest
+from ssl_jax.errors import UserError, nearest, one_line
 from ssl_jax.files import write_atomically
 from ssl_jax.knobs import flatten
 
@@ -76,13 +76,13 @@ _TRACKERS = {"wandb": _WandB, "mlflow": _MLflow}
 
 
 def names(config: ConfigDict) -> list[str]:
-  """What `config.log.to` names.
+  """Lists what `config.log.to` names.
 
   Raises:
     UserError: it is not known, or not installed.
   """
-  found = [name.strip() for name in config.log.to.split(",") if name.strip()]
-  for name in found:
+  asked = [name.strip() for name in config.log.to.split(",") if name.strip()]
+  for name in asked:
     if name not in _TRACKERS:
       raise UserError(
         f"config.log.to={config.log.to!r}: " + nearest(name, _TRACKERS)
@@ -92,7 +92,7 @@ def names(config: ConfigDict) -> list[str]:
         f"config.log.to={config.log.to!r}: pip install {_PACKAGES[name]}, or "
         "leave it out: metrics are in the workdir as well"
       )
-  return found
+  return asked
 
 
 class Trackers:
@@ -141,5 +141,5 @@ class Trackers:
         "%s failed and is left out from here on (%s); metrics go on in the "
         "workdir",
         name,
-        " ".join(str(error).split())[:200],
+        one_line(error),
       )
