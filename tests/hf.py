@@ -14,6 +14,34 @@ TINY = {
   "intermediate_size": 96,
   "attn_implementation": "eager",
 }
+LAYOUTS = {
+  "base": {},
+  "large": {
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+  },
+}
+
+
+def saved(folder, kind, layout):
+  """Saves a random model of transformers; -> its name as an encoder."""
+  torch.manual_seed(0)
+  make, model, more = {
+    "hubert": (transformers.HubertConfig, transformers.HubertModel, {}),
+    "wav2vec2": (
+      transformers.Wav2Vec2Config,
+      transformers.Wav2Vec2ForPreTraining,
+      {
+        "num_codevectors_per_group": 12,
+        "codevector_dim": 16,
+        "proj_codevector_dim": 24,
+      },
+    ),
+  }[kind]
+  config = make(**TINY, num_hidden_layers=2, **LAYOUTS[layout], **more)
+  perturbed(model(config)).save_pretrained(folder)
+  return f"hf:{folder}"
 
 
 def tiny_pair(norm: str, num_layers: int = 3):

@@ -6,7 +6,7 @@ python mesh_runs.py OUT OBJECTIVE 8,1,1 1,8,1 ... [@HOST:PORT,COUNT,ID]
 import sys
 from pathlib import Path
 
-from test_training import tiny
+from tiny import tiny
 
 from ssl_jax.devices import processes, sharding
 from ssl_jax.training import loop

@@ -1,12 +1,11 @@
 """Benchmarks measure what they say, and say it as JSON."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax.errors import UserError
@@ -134,11 +133,6 @@ def test_the_rival_is_the_same_model():
   [([], "BENCHMARK is missing"), (["dta"], "did you mean 'data'?")],
 )
 def test_wrong_usage_is_one_line(args, said):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.bench", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("bench", *args)
   assert (done.returncode, done.stdout) == (2, "")
   assert said in done.stderr and len(done.stderr.splitlines()) == 1

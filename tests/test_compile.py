@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
-from test_training import ROOT
+from doors import door
 
 from ssl_jax.devices import chips
 from ssl_jax.measure import hlo
@@ -110,15 +108,6 @@ def test_slices_are_named_by_shape_or_chips(name, found):
   assert chips.topology(name)[1:] == found
 
 
-def compile_door(*args):
-  return subprocess.run(
-    [sys.executable, "-m", "ssl_jax.compile", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-
-
 @pytest.mark.parametrize(
   ("args", "status", "said"),
   [
@@ -128,7 +117,7 @@ def compile_door(*args):
   ],
 )
 def test_a_slice_that_is_not_sold_is_one_line(args, status, said):
-  done = compile_door("--config=configs/smoke.py", *args)
+  done = door("compile", "--config=configs/smoke.py", *args)
   assert (done.returncode, done.stdout) == (status, "")
   assert said in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -139,7 +128,8 @@ def test_a_slice_that_is_not_sold_is_one_line(args, status, said):
 )
 @pytest.mark.parametrize("mesh", ["(-1,1,1)", "(-1,4,1)"])
 def test_the_step_compiles_for_a_slice(mesh):
-  done = compile_door(
+  done = door(
+    "compile",
     "--config=configs/smoke.py",
     "--topology=v5e-4",
     f"--config.mesh={mesh}",

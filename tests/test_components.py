@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from test_training import tiny
+from tiny import tiny
 
 import ssl_jax
 from ssl_jax import config as config_lib

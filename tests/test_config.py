@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax import manual, optimizers
@@ -225,12 +226,7 @@ def test_a_value_out_of_range_is_an_error_that_names_it(key, value, said):
   ],
 )
 def test_wrong_usage_is_one_line_and_a_status(args, status, said):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.main", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("main", *args)
   assert done.returncode == status, done.stderr
   assert said in done.stderr
   assert len(done.stderr.splitlines()) == 1

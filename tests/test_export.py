@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import hf
 import jax
@@ -14,13 +13,13 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from test_initial import LAYOUTS, saved
-from test_training import tiny
+from doors import door
+from hf import LAYOUTS, saved
+from tiny import clips, tiny
 
 import ssl_jax
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
-from ssl_jax.data.sources import audio
 from ssl_jax.errors import UserError
 from ssl_jax.files import new_folder
 from ssl_jax.models.backbone import Backbone
@@ -28,16 +27,6 @@ from ssl_jax.pretrained import hf_read as importer
 from ssl_jax.pretrained import hf_write
 from ssl_jax.pretrained.export import export
 from ssl_jax.training import loop
-
-CORPUS = Path(ssl_jax.__file__).parent / "data" / "corpus"
-
-
-def clips(count):
-  """Real speech: float32 [S] of different lengths."""
-  lines = map(json.loads, (CORPUS / "metadata.jsonl").open())
-  files = [CORPUS / line["file"] for line in lines][:: 200 // count][:count]
-  read = [audio.read(str(file), 0, 24_000) for file in files]
-  return [x.astype(np.float32) / 2**15 for x in read]
 
 
 def ours(config, params, waveform, length):
@@ -291,21 +280,15 @@ def test_a_random_model_of_transformers_equals_itself_here(tmp_path):
 
 
 def test_the_door_exports_and_refuses(trained, tmp_path):
-  def door(*args):
-    return subprocess.run(
-      [sys.executable, "-m", "ssl_jax.export", *args],
-      cwd=Path(ssl_jax.__file__).parents[1],
-      capture_output=True,
-      text=True,
-    )
-
-  done = door(f"--workdir={trained('hubert')}", f"--out={tmp_path}/out")
+  done = door(
+    "export", f"--workdir={trained('hubert')}", f"--out={tmp_path}/out"
+  )
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout)["architecture"] == "HubertModel"
   for args, status, said in (
     (["--out=x"], 2, "--workdir and --out are needed"),
     ([f"--workdir={tmp_path}", f"--out={tmp_path}/y"], 1, "no checkpoint"),
   ):
-    failed = door(*args)
+    failed = door("export", *args)
     assert failed.returncode == status and said in failed.stderr
     assert len(failed.stderr.splitlines()) == 1

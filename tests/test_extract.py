@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
-from test_export import CORPUS, clips
-from test_training import tiny
+from doors import door
+from tiny import CORPUS, clips, tiny
 
 import ssl_jax
 from ssl_jax import num_frames
@@ -277,19 +277,11 @@ def test_wrong_input_is_one_line(encoder, audio, tmp_path):
 
 
 def test_the_door(workdir, audio, tmp_path):
-  def door(*args):
-    return subprocess.run(
-      [sys.executable, "-m", "ssl_jax.extract", *args],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
-
   args = [f"--workdir={workdir}", f"--out={tmp_path}/out", "--layer=2"]
-  dry = door(*args, "--dry_run", audio)
+  dry = door("extract", *args, "--dry_run", audio)
   assert dry.returncode == 0, dry.stderr
   assert not (tmp_path / "out").exists()
-  done = door(*args, audio)
+  done = door("extract", *args, audio)
   assert done.returncode == 0, done.stderr
   said, real = json.loads(dry.stdout), json.loads(done.stdout)
   assert said.keys() == real.keys()
@@ -298,5 +290,5 @@ def test_the_door(workdir, audio, tmp_path):
   assert said["bytes"] == pytest.approx(real["bytes"], rel=0.1)
   assert "shorter than a frame" in done.stderr
   for wrong in (args, [audio], [*args, "--format=csv", audio]):
-    failed = door(*wrong)
+    failed = door("extract", *wrong)
     assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1

@@ -2,46 +2,16 @@
 
 import json
 
-import hf
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
-from test_training import tiny
+from hf import LAYOUTS, saved
+from tiny import tiny
 
 from ssl_jax.errors import UserError
 from ssl_jax.pretrained import heads as heads_lib
 from ssl_jax.pretrained.load import load_encoder
 from ssl_jax.training import loop
-
-LAYOUTS = {
-  "base": {},
-  "large": {
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-    "do_stable_layer_norm": True,
-  },
-}
-
-
-def saved(folder, kind, layout):
-  torch.manual_seed(0)
-  make, model, more = {
-    "hubert": (transformers.HubertConfig, transformers.HubertModel, {}),
-    "wav2vec2": (
-      transformers.Wav2Vec2Config,
-      transformers.Wav2Vec2ForPreTraining,
-      {
-        "num_codevectors_per_group": 12,
-        "codevector_dim": 16,
-        "proj_codevector_dim": 24,
-      },
-    ),
-  }[kind]
-  config = make(**hf.TINY, num_hidden_layers=2, **LAYOUTS[layout], **more)
-  hf.perturbed(model(config)).save_pretrained(folder)
-  return f"hf:{folder}"
 
 
 def unchanged(objective, init_from, workdir, **keys):

@@ -1,15 +1,14 @@
 """Labels in fairseq's form, read and written."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from test_training import tiny
+from doors import door
+from tiny import tiny
 
 import ssl_jax
 from ssl_jax import num_frames
@@ -189,22 +188,9 @@ def test_what_does_not_fit_is_named(damage, said, audio, tmp_path):
 
 
 def test_the_door_writes_and_reads_them(tmp_path):
-  def door(*args):
-    return subprocess.run(
-      [
-        sys.executable,
-        "-m",
-        "ssl_jax.label",
-        "--config=configs/smoke.py",
-        *args,
-      ],
-      cwd=ROOT,
-      env=os.environ,
-      capture_output=True,
-      text=True,
-    )
+  label = functools.partial(door, "label", "--config=configs/smoke.py")
 
-  made = door(
+  made = label(
     "--layer=mfcc",
     "--clusters=7",
     "--config.kmeans.num_restarts=1",
@@ -213,12 +199,12 @@ def test_the_door_writes_and_reads_them(tmp_path):
   )
   assert made.returncode == 0, made.stderr
   assert len(read_fairseq(tmp_path / "a", "train")) > 100
-  taken = door(f"--from_km={tmp_path}/a", f"--workdir={tmp_path}/b")
+  taken = label(f"--from_km={tmp_path}/a", f"--workdir={tmp_path}/b")
   assert taken.returncode == 0, taken.stderr
   first, second = json.loads(made.stdout), json.loads(taken.stdout)
   assert first["splits"].keys() == second["splits"].keys()
   for split in first["splits"]:
     a, b = (tmp_path / x / f"{split}.labels" for x in "ab")
     assert a.read_bytes() == b.read_bytes()
-  failed = door(f"--from_km={tmp_path}")
+  failed = label(f"--from_km={tmp_path}")
   assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1

@@ -4,11 +4,10 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 
+import doors
 import jax
 import numpy as np
 import pytest
@@ -623,15 +622,8 @@ def test_a_missing_checkpoint_is_named(run):
     load_encoder(run / "checkpoints" / "9")
 
 
-def start_label(*args: str, **env: str) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, "-m", "ssl_jax.label", *args],
-    cwd=ROOT,
-    env=os.environ | env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+def start_label(*args: str, **env: str) -> doors.Process:
+  return doors.start_door("label", *args, env=env)
 
 
 def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):

@@ -9,8 +9,7 @@ import optax
 import pytest
 import torch
 from jax.sharding import AbstractMesh, PartitionSpec
-from test_sharding import state_of
-from test_training import reproducible, tiny
+from tiny import reproducible, state_of, tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax import optimizers

@@ -2,12 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import law as law_lib
@@ -153,12 +152,7 @@ def test_a_run_left_out_is_predicted(points):
 
 
 def plan(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.plan", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("plan", *args)
   lines = done.stdout.splitlines()
   return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr
 

@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax.data import prepare
@@ -321,13 +320,8 @@ def test_bad_manifests_are_refused(tmp_path, name, content, said):
     manifest.find_clips(tmp_path / name)
 
 
-def door(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.prepare", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+def prepare_door(*args):
+  done = door("prepare", *args)
   lines = done.stdout.splitlines()
   return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr
 
@@ -350,12 +344,12 @@ def test_archives_are_what_they_hold(tmp_path, clips, kind):
       for name in names[1:]:
         archive.add(CORPUS / name, f"top/{name}")
   out = tmp_path / "out"
-  status, found, err = door(f"--input={path}", f"--out={out}")
+  status, found, err = prepare_door(f"--input={path}", f"--out={out}")
   assert status == 0, err
   assert found["clips"] == 9 and "9 clips" in err
   assert opened(out).metadata[0]["speaker"] == clips[0].metadata["speaker"]
   assert not (out / "unpacked").exists()
-  status, found, _ = door(f"--out={out}", "--verify")
+  status, found, _ = prepare_door(f"--out={out}", "--verify")
   assert status == 0 and found["verified"]
 
 
@@ -385,7 +379,7 @@ def test_archives_cannot_write_elsewhere(tmp_path, name):
 )
 def test_wrong_usage_is_one_line_and_a_status(tmp_path, args, status, said):
   args = [arg.format(tmp_path / "out") for arg in args]
-  found, result, err = door(*args)
+  found, result, err = prepare_door(*args)
   assert (found, result, len(err.splitlines())) == (status, None, 1)
   assert said in err
 
@@ -511,15 +505,10 @@ def test_archives_of_a_mac_and_upper_case(tmp_path):
 def test_the_input_survives_wherever_it_is(tmp_path):
   (tmp_path / "unpacked").mkdir()
   noise(tmp_path / "unpacked" / "0.wav")
-  subprocess.run(
-    [
-      *(sys.executable, "-m", "ssl_jax.prepare", f"--out={tmp_path}"),
-      f"--input={tmp_path / 'unpacked'}",
-    ],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
+  status, _, err = prepare_door(
+    f"--out={tmp_path}", f"--input={tmp_path / 'unpacked'}"
   )
+  assert status == 0, err
   assert (tmp_path / "unpacked" / "0.wav").exists()
 
 

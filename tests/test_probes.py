@@ -6,8 +6,6 @@ import fcntl
 import functools
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
@@ -674,17 +673,12 @@ def test_a_label_that_will_not_do_is_one_line(
 
 @pytest.mark.parametrize("task", ["ks", "pr", "asv"])
 def test_log_mel_is_probed_by_the_command(tmp_path, task):
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "ssl_jax.probe", "--encoder=logmel"),
-      f"--config=configs/probe.py:task={task}",
-      *("--config.fit.updates=4", "--config.fit.eval_every=2"),
-      *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
-      "--config.where=('label_type=digit','text')",
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
+  done = door(
+    *("probe", "--encoder=logmel"),
+    f"--config=configs/probe.py:task={task}",
+    *("--config.fit.updates=4", "--config.fit.eval_every=2"),
+    *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
+    "--config.where=('label_type=digit','text')",
   )
   assert done.returncode == 0, done.stderr
   said = json.loads(done.stdout.splitlines()[-1])
@@ -704,17 +698,13 @@ def test_a_model_of_transformers_is_probed_beside_its_twin(tmp_path):
   transformers.HubertModel(
     transformers.HubertConfig(**hf.TINY, num_hidden_layers=1)
   ).save_pretrained(folder)
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "ssl_jax.probe", f"--checkpoint=hf:{folder}"),
-      f"--encoder=model,random,hf:{folder},logmel",
-      f"--config={ROOT / 'configs/probe.py'}",
-      *("--config.fit.updates=20", "--config.fit.eval_every=20"),
-      *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
-    ],
+  done = door(
+    *("probe", f"--checkpoint=hf:{folder}"),
+    f"--encoder=model,random,hf:{folder},logmel",
+    f"--config={ROOT / 'configs/probe.py'}",
+    *("--config.fit.updates=20", "--config.fit.eval_every=20"),
+    *(f"--out={tmp_path / 'out'}", f"--cache={tmp_path / 'cache'}"),
     cwd=tmp_path,
-    capture_output=True,
-    text=True,
   )
   assert done.returncode == 0, done.stderr
   said = json.loads(done.stdout.splitlines()[-1])
@@ -742,14 +732,6 @@ def test_a_model_of_transformers_is_probed_beside_its_twin(tmp_path):
   ],
 )
 def test_wrong_usage_is_one_line_and_a_status(args, status, said):
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "ssl_jax.probe"),
-      *("--config=configs/probe.py", *args),
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("probe", "--config=configs/probe.py", *args)
   assert (done.returncode, done.stdout) == (status, "")
   assert said in done.stderr and len(done.stderr.splitlines()) == 1

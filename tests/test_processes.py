@@ -5,17 +5,17 @@ import signal
 import time
 
 import pytest
-from test_sharding import free_port
-from test_training import SMALL, finish, reproducible, start_main
-
-from ssl_jax.files import read_jsonl
-
-ARGS = [
-  *SMALL,
-  "--config.log.every=7",  # Apart from the checkpoints: sums are saved too.
-  "--config.eval.every=15",
-  "--config.checkpoint.every=10",
-]
+from tiny import (
+  SMALL_LOGGED as ARGS,
+)
+from tiny import (
+  assert_same,
+  finish,
+  free_port,
+  reproducible,
+  start_main,
+  wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +50,6 @@ def start_two(workdir):
     )
     for i in range(2)
   ]
-
-
-def wait_for(workdir, update, *processes):
-  while True:
-    lines = read_jsonl(workdir / "metrics.jsonl")
-    if lines and lines[-1]["update"] >= update:
-      return
-    for process in processes:
-      assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.01)
-
-
-def assert_same(ours, theirs):
-  assert len(ours) == len(theirs)
-  for a, b in zip(ours, theirs):
-    assert a.pop("split") == b["split"]
-    expected = {k: v for k, v in b.items() if k != "split"}
-    assert a == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_told_to_stop_saves_and_goes_on(tmp_path, whole):

@@ -5,58 +5,19 @@ import html.parser
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doors import door
+from fake_runs import SIZES, write_run
 
-from ssl_jax import config as config_lib
-from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.reports import cells as cells_lib
 from ssl_jax.reports import isoflop, loss_picture, page, runs
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"30": 5.9e6, "50": 9.9e6, "100": 2.0e7, "200": 4.0e7, "base": 9.47e7}
-
-
-def write_run(
-  workdir, size="100", flops=1e18, loss=3.0, objective="hubert", **more
-):
-  workdir.mkdir(parents=True)
-  config = config_lib.base()
-  config_lib.set_size(config, size)
-  config.objective.name = objective
-  override(config, more.pop("config", ()))
-  (workdir / "config.json").write_text(config_lib.to_json(config))
-  result = {
-    "params": int(SIZES.get(size, 2e7)),
-    "updates": 100,
-    "flops": flops,
-    "trunk_flops": 0,
-    "audio_seconds": 7200.0,
-    "first_valid_loss": 6.0,
-    "valid_loss": loss,
-    "best_valid_loss": loss,
-    "alarms": [],
-    "wall_seconds": 4000.0,
-    "train_seconds": 3600.0,
-    "devices": 8,
-    "device_kind": "TPU v5 lite",
-  }
-  (workdir / "result.json").write_text(json.dumps(result | more))
-  main = OBJECTIVES[objective].main
-  lines = [
-    {"update": 0, "split": "valid", main: 6.0, "chance": 5.0, "loss": 6.0},
-    {"update": 50, "split": "valid", main: 4.0, "chance": 5.0, "loss": 4.0},
-    {"update": 100, "split": "train", "flops": flops, "epoch": 2.0},
-    {"update": 100, "split": "valid", main: loss, "chance": 5.0, "loss": loss},
-  ]
-  text = "".join(json.dumps(line) + "\n" for line in lines)
-  (workdir / "metrics.jsonl").write_text(text)
 
 
 def u_shape(params, budget=1e18):
@@ -72,12 +33,7 @@ def optima(folder):
 
 
 def report(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.report", *map(str, args)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("report", *args)
   lines = done.stdout.splitlines()
   return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr
 

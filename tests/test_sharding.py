@@ -1,7 +1,6 @@
 """Meshes, devices and processes change where numbers are, not what they are."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,8 @@ from pathlib import Path
 import jax
 import mesh_runs
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from test_training import ROOT, abstract, reproducible
+from tiny import ROOT, abstract, free_port, reproducible, state_of
 
 from ssl_jax import config as config_lib
 from ssl_jax.devices import sharding
@@ -54,27 +52,6 @@ def start(out, objective, *meshes, devices):
 def finish(process):
   _, err = process.communicate(timeout=600)
   assert process.returncode == 0, err[-3000:]
-
-
-def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("localhost", 0))
-    return found.getsockname()[1]
-
-
-def state_of(workdir):
-  """What the newest checkpoint holds, as arrays of this process."""
-  folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
-  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-  return handler.restore(
-    (folder / "state").absolute(),
-    args=ocp.args.PyTreeRestore(
-      restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-        handler.metadata((folder / "state").absolute()).item_metadata.tree,
-      )
-    ),
-  )
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import law as law_lib
@@ -147,21 +146,14 @@ def test_a_value_of_another_type_is_refused(given):
 
 
 def sweep(workdir, *args):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "ssl_jax.sweep",
-      "--config=configs/isoflop.py:scale=smoke",
-      "--config.size=('2x32x64x4','2x48x64x4')",
-      "--config.flops=(3e9,9e9)",
-      f"--workdir={workdir}",
-      *[f"--set={item}" for item in TINY],
-      *args,
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
+  done = door(
+    "sweep",
+    "--config=configs/isoflop.py:scale=smoke",
+    "--config.size=('2x32x64x4','2x48x64x4')",
+    "--config.flops=(3e9,9e9)",
+    f"--workdir={workdir}",
+    *[f"--set={item}" for item in TINY],
+    *args,
   )
   lines = done.stdout.splitlines()
   return done.returncode, json.loads(lines[-1]) if lines else None, done.stderr

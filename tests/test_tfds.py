@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import soxr
 import tensorflow_datasets as tfds
+from doors import door
 from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import config as config_lib
@@ -345,16 +346,11 @@ def test_what_is_torn_is_one_line(root, tmp_path):
 
 def test_a_dataset_becomes_records_once_and_for_all(root, tmp_path):
   folder = root / "librispeech" / "default" / "2.1.1"
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "ssl_jax.prepare", f"--input=tfds:{folder}"),
-      *("--split=dev_clean+train_other500", f"--out={tmp_path / 'out'}"),
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
+  done = door(
+    *("prepare", f"--input=tfds:{folder}"),
+    *("--split=dev_clean+train_other500", f"--out={tmp_path / 'out'}"),
   )
+  assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout.splitlines()[-1])["clips"] == 10
   assert "10 clips" in done.stderr and "clips/s" in done.stderr
   found = records.open_records("out", tmp_path / "out")

@@ -4,7 +4,7 @@ import sys
 import types
 
 import pytest
-from test_training import tiny
+from tiny import tiny
 
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl

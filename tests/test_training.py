@@ -5,17 +5,21 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from tiny import (
+  SMALL,
+  abstract,
+  finish,
+  reproducible,
+  start_main,
+  tiny,
+)
 
-from ssl_jax import config as config_lib
 from ssl_jax import optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.labels import read_codebook, write_codebook
@@ -23,43 +27,6 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.objectives import OBJECTIVES, make_objective
 from ssl_jax.training import loop, step
-
-ROOT = Path(__file__).parents[1]
-
-
-def tiny(updates: int = 6, objective: str = "hubert"):
-  config = config_lib.base()
-  config.objective.name = objective
-  config.hubert.clusters = (20,)
-  config.kmeans.num_restarts = 1
-  config.frontend.name = "logmel"
-  config.encoder.num_layers = 2
-  config.encoder.hidden_size = 32
-  config.encoder.ffn_size = 64
-  config.encoder.num_heads = 4
-  config.data.source = "embedded"
-  config.data.min_seconds = 0.3
-  config.data.bucket_seconds = (0.8, 1.6)
-  config.batch.seconds = 6.0
-  config.eval.batch_seconds = 6.0
-  config.budget.updates = updates
-  config.optimizer.warmup_fraction = 0.3
-  config.optimizer.learning_rate = 1e-2
-  config.log.every = 2
-  config.eval.every = 4
-  config.checkpoint.every = 3
-  return config
-
-
-def reproducible(workdir: Path) -> list[dict]:
-  return [
-    {
-      key: value
-      for key, value in line.items()
-      if not key.endswith(("_seconds", "_per_second", "_wait_fraction"))
-    }
-    for line in read_jsonl(workdir / "metrics.jsonl")
-  ]
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +71,6 @@ def test_last_checkpoints_and_the_best_are_kept(finished):
   assert int(state["update"]) == 20
   assert spent["flops"] == result["flops"]
   assert type(state["params"]["backbone"]["encoder"]) is dict
-
-
-def abstract(config):
-  objective = make_objective(config, np.dtype("float32"))
-  adam = optimizers.make_optimizer(config)
-  return jax.eval_shape(lambda: step.init_state(objective, adam, config))
 
 
 def test_a_finished_run_says_so_and_is_not_repeated(finished, caplog):
@@ -206,33 +167,6 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
     jax.tree.leaves(split["sums"]), jax.tree.leaves(whole["sums"])
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-SMALL = [
-  "--config=configs/smoke.py",
-  "--config.kmeans.num_restarts=1",
-  "--config.encoder.num_layers=2",
-  "--config.encoder.layerdrop=0.3",
-  "--config.batch.seconds=4.0",
-  "--config.data.bucket_seconds=(0.8,1.6)",
-]
-
-
-def start_main(workdir: Path, *args: str, **env: str) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, "-m", "ssl_jax.main", f"--workdir={workdir}", *args],
-    cwd=ROOT,
-    env=os.environ | env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def finish(process: subprocess.Popen) -> dict:
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  return json.loads(out.splitlines()[-1])
 
 
 def test_killed_three_times_and_resumed_equals_uninterrupted(tmp_path):

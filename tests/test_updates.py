@@ -1,11 +1,10 @@
 """What a budget buys, however it is stated."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from doors import door
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import cost, updates
@@ -115,12 +114,7 @@ def test_a_budget_that_ends_in_warm_up_is_refused():
 
 
 def flops(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "ssl_jax.flops", *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  done = door("flops", *args)
   return done.returncode, done.stdout, done.stderr
 
 

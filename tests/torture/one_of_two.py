@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from test_training import tiny
+from tiny import tiny
 
 from ssl_jax import cli
 from ssl_jax.checkpoints import manager

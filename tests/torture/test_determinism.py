@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_training import SMALL, finish, reproducible, start_main
+from tiny import SMALL, finish, reproducible, start_main
 
 from ssl_jax.objectives import OBJECTIVES
 

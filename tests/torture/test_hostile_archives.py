@@ -4,39 +4,15 @@ import io
 import os
 import shutil
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
+from archives import GOOD, tar, zipped
 from hostile import damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_jax.data.sources import manifest
-
-
-def tar(members, mode="w"):
-  """Of (name, content or TarInfo fields)."""
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode=mode) as made:
-    for name, what in members:
-      info = tarfile.TarInfo(name)
-      content = b""
-      if isinstance(what, bytes):
-        info.size, content = len(what), what
-      else:
-        for key, value in what.items():
-          setattr(info, key, value)
-      made.addfile(info, io.BytesIO(content) if content else None)
-  return file.getvalue()
-
-
-def zipped(members, **options):
-  file = io.BytesIO()
-  with zipfile.ZipFile(file, "w", **options) as made:
-    for name, content in members:
-      made.writestr(name, content)
-  return file.getvalue()
 
 
 def unpacked(root, name, content):
@@ -57,7 +33,6 @@ def unpacked(root, name, content):
   return said
 
 
-GOOD = [("a.wav", b"1234"), ("d/b.wav", b"56" * 999), ("m.tsv", b".\na.wav")]
 OUTSIDE = ["../x", "/x", "a/../../x", "..", "a/..", "C:\\x", "..\\x", "//x"]
 OUTSIDE += ["./../x", "\\x", "a/b/../../../../x", "/etc/passwd", "C:x"]
 

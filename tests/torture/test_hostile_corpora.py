@@ -9,8 +9,8 @@ import pytest
 from hostile import ODD, assault, changed, damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
-from test_hostile_data import opened, settings
-from test_labels import CLUSTERS, CORPUS, write_set
+from label_sets import CLUSTERS, CORPUS, write_set
+from odd_corpora import opened, settings
 
 from ssl_jax.data import labels, prepare
 from ssl_jax.data.sources import records

@@ -12,8 +12,8 @@ import soundfile
 from hostile import assault, changed, damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_corpora import opened, settings
 
-from ssl_jax import config as config_lib
 from ssl_jax.data.sources import audio, folder, open_source
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.errors import UserError
@@ -108,27 +108,6 @@ def test_a_header_of_terabytes_is_no_allocation(samples, channels):
   # Where the header was believed when the corpus was opened.
   with pytest.raises(DamagedAudio):
     audio.read(content, 0, 10**10)
-
-
-def settings(path, source="manifest", **changes):
-  config = config_lib.base().data
-  config.source, config.dir = source, str(path)
-  config.update(min_seconds=0.1, **changes)
-  return config
-
-
-def opened(config):
-  """Both splits, and every clip of them."""
-  for split in ("train", "valid"):
-    source = open_source(config, split)
-    assert len({*source.ids}) == len(source.ids) == len(source.num_samples) > 0
-    for i in range(min(5, len(source.ids))):
-      source.ids[i].encode()
-      try:
-        source.read(i, 0, 16_000)
-      except DamagedAudio:
-        pass
-    source.select(range(len(source.ids)))
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def become(path, door, words):
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
   """Of each line: exit status, stdout, stderr."""
-  from test_hostile_archives import GOOD, tar, zipped
+  from archives import GOOD, tar, zipped
 
   inputs, folder = (tmp_path_factory.mktemp(name) for name in ("in", "out"))
   (inputs / "WAV").mkdir()

@@ -20,7 +20,7 @@ from hostile import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import tiny
+from tiny import tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import Checkpoints

@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 import pytest
+from fake_runs import write_run
 from hostile import assault, changed, damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import write_run
-from test_training import tiny
+from tiny import tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax.budget import planner

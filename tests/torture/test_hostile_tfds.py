@@ -10,8 +10,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hostile import assault, changed, damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_corpora import opened, settings
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
-from test_hostile_data import opened, settings
 
 from ssl_jax.data import workers
 from ssl_jax.data.sources import tfds_examples

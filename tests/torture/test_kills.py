@@ -17,7 +17,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 import soundfile
-from test_training import SMALL, reproducible, tiny
+from tiny import SMALL, reproducible, tiny
 
 from ssl_jax.data.sources import embedded
 from ssl_jax.training import loop

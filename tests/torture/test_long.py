@@ -7,7 +7,7 @@ import subprocess
 
 import psutil
 import pytest
-from test_training import finish, start_main
+from tiny import finish, start_main
 
 from ssl_jax.files import read_jsonl
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import soundfile
-from test_training import reproducible, tiny
+from tiny import abstract, reproducible, tiny
 
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
@@ -178,12 +178,6 @@ def test_spikes_are_told_of_leaps_and_not_of_noise():
 def codebooks():
   rng = np.random.default_rng(1)
   return (rng.standard_normal((20, 39)).astype(np.float32),)
-
-
-def abstract(config):
-  objective = make_objective(config, np.dtype("float32"))
-  adam = loop.make_optimizer(config)
-  return jax.eval_shape(lambda: step.init_state(objective, adam, config))
 
 
 def random_batch(rows=4, length=8_000):

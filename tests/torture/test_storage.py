@@ -16,7 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 import soundfile
-from test_training import SMALL, finish, reproducible, start_main, tiny
+from tiny import SMALL, abstract, finish, reproducible, start_main, tiny
 
 from ssl_jax.checkpoints import manager
 from ssl_jax.checkpoints.manager import Checkpoints, restore_params
@@ -182,7 +182,7 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, begun):
       import sys
       sys.path.insert(0, {str(ROOT / "tests")!r})
       from pathlib import Path
-      from test_training import tiny
+      from tiny import tiny
       from ssl_jax.errors import UserError
       from ssl_jax.training import loop
       try:
@@ -252,8 +252,6 @@ def remove(path: Path, rng: random.Random) -> None:
 def test_no_damage_of_a_file_is_restored_as_parameters(trained, tmp_path):
   """Flips, cuts and losses of every file: found, or without a consequence."""
   config, workdir = trained
-  from test_training import abstract
-
   wanted = abstract(config)
   good = Checkpoints(workdir, None)
   state, spent = good.restore(12, wanted)

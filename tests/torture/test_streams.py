@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import SMALL, reproducible, tiny
+from tiny import SMALL, reproducible, tiny
 
 from ssl_jax import config as config_lib
 from ssl_jax import files

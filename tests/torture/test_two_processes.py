@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sharding import free_port
-from test_training import reproducible, tiny
+from tiny import free_port, reproducible, tiny
 
 from ssl_jax.files import alone
 from ssl_jax.training import loop

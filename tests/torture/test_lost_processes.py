@@ -14,9 +14,19 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from test_distributed import ARGS, assert_same, wait_for
-from test_sharding import free_port
-from test_training import ROOT, finish, reproducible, start_main, tiny
+from tiny import (
+  ROOT,
+  assert_same,
+  finish,
+  free_port,
+  reproducible,
+  start_main,
+  tiny,
+  wait_for,
+)
+from tiny import (
+  SMALL_LOGGED as ARGS,
+)
 
 from ssl_jax.data import batch_plan, batches
 from ssl_jax.data.sources import folder
