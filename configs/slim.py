@@ -6,8 +6,8 @@
 size: 30, 40, 50, 60, 70, 80, 90, 100 (default), 130, 160, 190, 200 per cent of
   Slim's parameters, or small, base, large. Each trains for as many updates as
   cost what Slim's 400,000 do: 1.3e18 FLOPs, 18 epochs of LibriSpeech at 100 %.
-objective: hubert (default), wav2vec2, tera.
-iteration: of hubert. single (default): labels are k-means on MFCC, fitted at
+objective: hubert (default), wav2vec2, tera; any other has HuBERT's recipe.
+iteration: for hubert. single (default): labels are k-means on MFCC, fitted at
   start, for the whole budget, as the other objectives have it. The study's two:
   1, the same labels for five eighths of the budget; 2, labels that `python -m
   ssl_jax.label` made of an encoder of iteration 1 (layer 6 of 100, layer 2 of
@@ -80,7 +80,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if objective == "wav2vec2":
     rate = wav2vec2_rate
     config.masking.mask_prob = 0.65
-  config.optimizer.learning_rate = rate or _LARGE_LEARNING_RATE[objective]
+  config.optimizer.learning_rate = rate or _LARGE_LEARNING_RATE.get(
+    objective, _LARGE_LEARNING_RATE["hubert"]
+  )
   if size == "large":
     _set_large(config)
     if objective != "wav2vec2":

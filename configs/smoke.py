@@ -13,16 +13,14 @@ of the cost: the encoder then sees many epochs and the loss falls visibly.
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.errors import UserError, nearest
+from ssl_jax.errors import check_choice
 from ssl_jax.objectives import OBJECTIVES
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the config of `arg`, e.g. "objective=tera"."""
   values = config_lib.parse_arg(arg, objective="hubert", size="30")
-  if values["objective"] not in OBJECTIVES:
-    said = nearest(values["objective"], OBJECTIVES)
-    raise UserError(f"unknown objective {values['objective']!r}; {said}")
+  check_choice("objective", values["objective"], OBJECTIVES)
   config = config_lib.base()
   config_lib.set_size(config, values["size"])
   config.frontend.name = "logmel"

@@ -1,6 +1,11 @@
 """What an objective carries from update to update beside its parameters."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +15,19 @@ from flax import linen as nn
 
 from ssl_jax import config as config_lib
 from ssl_jax import num_frames
+from ssl_jax.budget import planner
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.devices import sharding
+from ssl_jax.errors import UserError
 from ssl_jax.models import encoders
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import OBJECTIVES, make_objective, objective, terms
 from ssl_jax.optimizers import make_optimizer
+from ssl_jax.pretrained.load import load_encoder
+from ssl_jax.reports import loss_picture
 from ssl_jax.training import loop, step
 
+ROOT = Path(__file__).parents[1]
 DECAY = 0.9
 
 
@@ -178,6 +188,84 @@ def test_it_is_placed_as_parameters_are():
     assert ours == theirs, end
 
 
+# Runs on a mesh that cuts parameters over `fsdp` and `tensor`.
+ON_FOUR = """
+import sys
+import jax, numpy as np
+import test_extra_state as subject
+from ssl_jax.devices import sharding
+from ssl_jax.objectives import OBJECTIVES, make_objective
+from ssl_jax.optimizers import make_optimizer
+from ssl_jax.training import step
+
+OBJECTIVES["student"] = subject.Student
+sharding._MIN_FSDP_SIZE = 2**8  # Else little of so small a model were cut.
+config = subject.settings(mesh=(1, 2, 2))
+mesh = sharding.make_mesh(config.mesh)
+model, optimizer = make_objective(config), make_optimizer(config)
+init = lambda: step.init_state(model, optimizer, config)
+placed = sharding.of_state(config, mesh, jax.eval_shape(init))
+assert placed["extra"]["teacher"] == placed["params"]["backbone"]
+specs = {str(x.spec) for x in jax.tree.leaves(placed["extra"])}
+assert any("fsdp" in x for x in specs) and any("tensor" in x for x in specs)
+by_row = sharding.by_row(mesh)
+update = jax.jit(
+  step.make_train_step(model, optimizer, config, mesh),
+  in_shardings=(placed, by_row),
+  out_shardings=(placed, sharding.replicated(mesh)),
+  donate_argnums=0,
+)
+state = jax.jit(init, out_shardings=placed)()
+for _ in range(2):
+  state, _ = update(state, jax.device_put(subject.batch(), by_row))
+np.savez(sys.argv[1], *jax.tree.leaves(jax.device_get(state["extra"])))
+"""
+
+
+def test_four_devices_agree_with_one(tmp_path):
+  _, state, update = machine(settings())
+  for _ in range(2):
+    state, _ = update(state, batch())
+  out = tmp_path / "extra.npz"
+  subprocess.run(
+    [sys.executable, "-c", ON_FOUR, str(out)],
+    env=os.environ
+    | {
+      "JAX_NUM_CPU_DEVICES": "4",
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    },
+    check=True,
+    timeout=600,
+  )
+  with np.load(out) as cut:
+    for i, whole in enumerate(jax.tree.leaves(state["extra"])):
+      np.testing.assert_allclose(cut[f"arr_{i}"], whole, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_sees_it():
+  config = settings()
+  model, state, _ = machine(config)
+  valid = jax.jit(step.make_valid_step(model, config))
+  seen = step.model_of(state)
+  teacher = jax.tree.map(lambda x: 0.5 * x, seen["extra"]["teacher"])
+  other = seen | {"extra": seen["extra"] | {"teacher": teacher}}
+  ours, theirs = (valid(x, batch())["chance"][0] for x in (seen, other))
+  assert abs(ours / theirs - 1) > 1e-3
+
+
+def test_an_objective_that_nothing_is_published_of():
+  with pytest.raises(UserError, match="no runs of student are published"):
+    planner.fit("student", [])
+  assert planner.setting_of(settings()) == "student, logmel, embedded"
+  for path in ("slim.py", "slim.py:size=large", "smoke.py"):
+    arg = f"{path}{',' if ':' in path else ':'}objective=student"
+    config = config_lib.load(f"{ROOT}/configs/{arg}")
+    hubert = config_lib.load(f"{ROOT}/configs/{path}")
+    assert config.objective.name == "student"
+    assert config.optimizer.learning_rate == hubert.optimizer.learning_rate
+
+
 def state_at(workdir, config, update):
   shapes = jax.eval_shape(
     lambda: step.init_state(
@@ -219,3 +307,29 @@ def test_runs_are_resumed_and_branched_with_it(tmp_path):
     state_at(scratch, smaller, 4),
     state_at(branch, smaller, 4),
   )
+
+  # Another run starts from it: its teacher is the encoder that was loaded.
+  started = settings(**{"optimizer.learning_rate": 0.0})
+  started.init_from = str(trunk)
+  loop.train(started, tmp_path / "e")
+  found, loaded = state_at(tmp_path / "e", started, 4), load_encoder(trunk)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+    found["extra"]["teacher"],
+    loaded.params,
+  )
+
+
+def test_a_run_that_cannot_be_drawn_has_its_result(
+  tmp_path, monkeypatch, caplog
+):
+  def broken(workdir):
+    assert (workdir / "result.json").exists()
+    raise ValueError("no\nink")
+
+  monkeypatch.setattr(loss_picture, "draw_losses", broken)
+  config = settings(**{"budget.updates": 2})
+  result = loop.train(config, tmp_path)
+  assert json.loads((tmp_path / "result.json").read_text()) == result
+  assert type(result["flops"]) is int
+  assert "loss.png cannot be drawn: no ink" in caplog.text

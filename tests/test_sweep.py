@@ -51,7 +51,7 @@ def test_every_cell_is_a_run_with_the_flops_asked_for(tmp_path):
   assert len({run.name for run in runs}) == len(runs)
   for run in runs:
     flops = float(flags_of(run)["budget.flops"])
-    cost = run.facts["flops_per_update"]
+    cost = run.facts["padded_flops_per_update"]
     assert flops - cost <= run.facts["flops"] <= flops
   names = {run.name for run in runs}
   assert {

@@ -1,4 +1,4 @@
-"""What a run costs, from its config alone."""
+"""The cost of a run, from its config alone."""
 
 from typing import Any
 
@@ -25,9 +25,8 @@ def facts(
     config: of the run.
     params: of its model.
     hours: of its corpus.
-    with_earlier: whether the budget also pays for what HuBERT's stored labels
-      cost: the run that trained their encoder (`Objective.earlier`), and
-      labelling.
+    with_earlier: the budget also pays for stored labels: for the run that
+      trained their encoder (`Objective.earlier`), and for labelling.
 
   Raises:
     UserError: the budget does not last for more than the warm-up.
@@ -75,7 +74,7 @@ def facts(
 
 
 def table(facts: dict[str, Any], config: ConfigDict) -> str:
-  """The facts as a person reads them."""
+  """Returns the facts as a person reads them."""
   crop, forward = facts["forward_flops_per_crop"], facts["forward_parts"]
   rows = {
     "model": f"{config.objective.name}, {config.frontend.name} frontend, "

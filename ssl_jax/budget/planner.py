@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import objectives
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
@@ -54,11 +55,9 @@ def _read_run(workdir: Path) -> Point:
 
 def setting_of(config: ConfigDict) -> str:
   """Names the setting within which losses of a config's runs compare."""
-  objective, data = config.objective.name, config.data
-  if objective == "hubert":
-    objective += f" ({config.hubert.labels}, {(*config.hubert.clusters,)})"
-  corpus = corpus_name(data)
+  data, corpus = config.data, corpus_name(config.data)
   hours = f", {data.hours:g} h" if data.hours else ""
+  objective = objectives.setting(config)
   return f"{objective}, {config.frontend.name}, {corpus}{hours}"
 
 
@@ -76,7 +75,8 @@ def fit(
   floor of the published law.
 
   Raises:
-    UserError: own runs of several settings, or of too few sizes and lengths.
+    UserError: there are no runs, own runs of several settings, or runs of too
+      few sizes and lengths.
   """
   settings = {point.setting for point in own}
   if len(settings) > 1:
@@ -87,6 +87,10 @@ def fit(
   points = list(own)
   if not enough(own):
     points += law_lib.published(objective)
+  if not points:
+    raise UserError(
+      f"no runs of {objective} are published: give finished ones with --runs"
+    )
   setting = settings.pop() if own else law_lib.PUBLISHED
   law = law_lib.fit(points)
   return law, law_lib.bootstrap(points, law), setting, points

@@ -1,4 +1,4 @@
-"""How many updates a budget buys.
+"""Updates that a budget buys.
 
 A budget is stated once: as updates, as training FLOPs, or as another config
 ("as many FLOPs as that run"). Away from any data, cost is counted in crops of
@@ -23,7 +23,7 @@ from ssl_jax.optimizers import schedule as schedule_lib
 
 
 def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
-  """FLOPs of one clip of `num_samples` samples, by part."""
+  """Counts FLOPs of one clip, all `num_samples` of which are computed."""
   objective = make_objective(config, jnp.float32)
   return forward_flops(
     config,
@@ -34,7 +34,10 @@ def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
 
 
 def update_flops(config: ConfigDict) -> float:
-  """Counts an update without padding: `batch.seconds` of reference crops."""
+  """Counts training FLOPs of an update without padding.
+
+  They are those of `batch.seconds` of reference crops, and of the optimizer.
+  """
   crops = config.batch.seconds * SAMPLE_RATE / REFERENCE_CROP
   return crops * clip_flops(config, REFERENCE_CROP).training + optimizers.flops(
     config, abstract_params
@@ -42,7 +45,7 @@ def update_flops(config: ConfigDict) -> float:
 
 
 def run_flops(config: ConfigDict) -> float:
-  """Training FLOPs of a whole run, its budget stated in any way."""
+  """Counts training FLOPs of a whole run, its budget stated in any way."""
   if config.budget.flops:
     return config.budget.flops
   if config.budget.match:
@@ -51,12 +54,12 @@ def run_flops(config: ConfigDict) -> float:
 
 
 def matched(config: ConfigDict, other: ConfigDict) -> int:
-  """Updates of `config` that cost what the run of `other` does."""
+  """Returns the updates of `config` that cost as much as `other`'s run."""
   return round(run_flops(other) / update_flops(config))
 
 
 def match(config: ConfigDict) -> ConfigDict:
-  """The config with batch and updates of the run that it matches, if any.
+  """Returns the config with batch and updates of the run that it matches.
 
   It takes over `batch.seconds`: of runs of equal FLOPs, only those of one batch
   see the same audio an update.
@@ -70,13 +73,13 @@ def match(config: ConfigDict) -> ConfigDict:
 
 
 def resolve(
-  config: ConfigDict, flops_per_update: float | None = None
+  config: ConfigDict, mean_update_flops: float | None = None
 ) -> ConfigDict:
-  """The config with `budget.updates` set, whichever way its budget is stated.
+  """Returns the config with `budget.updates`, however its budget is stated.
 
   Args:
     config: of the run.
-    flops_per_update: of the run on its data, padding included, to divide
+    mean_update_flops: of the run on its data, padding included, to divide
       `budget.flops` by; None: `update_flops`.
 
   Raises:
@@ -84,7 +87,7 @@ def resolve(
   """
   config = match(config)
   budget = config.budget
-  cost = flops_per_update or update_flops(config)
+  cost = mean_update_flops or update_flops(config)
   if budget.flops:
     budget.updates = int(budget.flops / cost)
   warmup = schedule_lib.warmup_updates(config)

@@ -75,7 +75,11 @@ class LabelSet:
 
 
 def open_labels(
-  directory: Path, split: str, source: Source, clusters: int
+  directory: Path,
+  split: str,
+  source: Source,
+  clusters: int,
+  knob: str = "hubert.clusters",
 ) -> LabelSet:
   """Opens the labels of a source, after checking all there is.
 
@@ -84,6 +88,7 @@ def open_labels(
     split: of the set.
     source: of some or all of the records that were labelled, in any order.
     clusters: that the labels are to be of.
+    knob: of the config, that says so.
 
   Raises:
     UserError: the set is unfinished, damaged, or not what is asked for.
@@ -93,8 +98,8 @@ def open_labels(
   have = header["clusters"]
   check(
     have == clusters,
-    f"has {have} clusters, but config.hubert.clusters={clusters}",
-    f"set config.hubert.clusters={have}, or label with {clusters}",
+    f"has {have} clusters, but config.{knob}={clusters}",
+    f"set config.{knob}={have}, or label with {clusters}",
   )
   codebook = read_codebook(directory)
   check(

@@ -12,8 +12,8 @@ from ssl_jax.objectives.objective import Objective
 # A new objective is one file with an `Objective`, and one line here.
 OBJECTIVES: dict[str, type[Objective]] = {
   "hubert": hubert.Hubert,
-  "tera": tera.Tera,
   "wav2vec2": wav2vec2.Wav2Vec2,
+  "tera": tera.Tera,
 }
 
 
@@ -54,6 +54,12 @@ def check(config: ConfigDict) -> None:
   make_objective(config).check()
 
 
+def setting(config: ConfigDict) -> str:
+  """Returns an objective with the knobs that its losses must share."""
+  name, knobs = config.objective.name, make_objective(config).setting()
+  return f"{name} ({knobs})" if knobs else name
+
+
 def title(name: str) -> str:
-  """Returns what people call an objective, if only by its name."""
+  """Returns the name that people know an objective by."""
   return getattr(OBJECTIVES.get(name), "title", "") or name

@@ -205,7 +205,7 @@ class Hubert(Objective):
 
   def setting(self) -> str:
     hubert = self.config.hubert
-    return f"hubert ({hubert.labels}, {(*hubert.clusters,)})"
+    return f"{hubert.labels}, {(*hubert.clusters,)}"
 
   def stored_labels(self) -> list[tuple[str, int]]:
     return [(name, k) for name, k in self._sets() if name != "mfcc"]

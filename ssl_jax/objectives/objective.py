@@ -35,7 +35,8 @@ class Objective(nn.Module):
     knobs: of this objective.
     continues_heads: training may go on from its head as well (`init_from`), and
       an export may contain it.
-    hf_type: the model type in transformers that its encoder is exported as.
+    hf_type: the model type in transformers that its encoder is exported as;
+      "": there is none.
   """
 
   config: ConfigDict
@@ -119,8 +120,8 @@ class Objective(nn.Module):
     """
 
   def setting(self) -> str:
-    """Returns what its losses are comparable within: equal targets."""
-    return self.config.objective.name
+    """Returns, as text, the knobs that losses must share to be comparable."""
+    return ""
 
   def stored_labels(self) -> list[tuple[str, int]]:
     """Returns (folder, clusters) of label sets that come with the batches."""

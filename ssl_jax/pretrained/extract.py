@@ -26,8 +26,6 @@ from ssl_jax.pretrained.corpus_pass import each_batch
 from ssl_jax.pretrained.feature_files import Index, audio_facts, writer
 from ssl_jax.pretrained.load import PADDED, Encoder
 
-_BATCH_SECONDS = 60.0  # Of padded audio.
-
 
 def open_inputs(inputs: Sequence[str]) -> AudioFiles:
   """The clips of files, folders and manifests.
@@ -150,12 +148,14 @@ def _layer_weights(
 class _Plan:
   """Batches of whole clips; then, one after another, clips cut into pieces."""
 
-  def __init__(self, num_samples: np.ndarray, clips: np.ndarray):
+  def __init__(
+    self, num_samples: np.ndarray, clips: np.ndarray, batch_seconds: float
+  ):
     short = clips[num_samples[clips] <= PADDED[-1]]
     order = short[np.argsort(num_samples[short], kind="stable")]
-    parts = [Pieces(num_samples, order, PADDED, _BATCH_SECONDS)]
+    parts = [Pieces(num_samples, order, PADDED, batch_seconds)]
     parts += [
-      Pieces(num_samples, np.array([clip]), PADDED[-1:], _BATCH_SECONDS)
+      Pieces(num_samples, np.array([clip]), PADDED[-1:], batch_seconds)
       for clip in clips[num_samples[clips] > PADDED[-1]]
     ]
     self._batches = [(part, i) for part in parts for i in range(len(part))]
@@ -262,7 +262,8 @@ def _each_clip(
   ) -> tuple[jax.Array, jax.Array]:
     return states(waveform, length).astype(jnp.float32), num_frames(length)
 
-  config, plan = config_lib.base(), _Plan(source.num_samples, clips)
+  config = config_lib.base()
+  plan = _Plan(source.num_samples, clips, config.encode.batch_seconds)
   frames = num_frames(source.num_samples)
   num_parts = np.maximum(1, -(-frames // num_frames(PADDED[-1])))
   parts: list[np.ndarray] = []  # So far, of the clip that comes in pieces.

@@ -9,6 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
+from ssl_jax.errors import UserError
+from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.pretrained import hf_names
 
 
@@ -19,7 +21,13 @@ def architecture(config: ConfigDict, heads: Any) -> str:
     UserError: transformers has no such encoder.
   """
   hf_names.Layout(config)
-  if config.objective.name != "wav2vec2":
+  kind = OBJECTIVES[config.objective.name].hf_type
+  if not kind:
+    raise UserError(
+      f"transformers has no config.objective.name={config.objective.name}: "
+      "export the encoder with --format=stablehlo, or extract its features"
+    )
+  if kind == "hubert":
     return "HubertModel"
   return "Wav2Vec2ForPreTraining" if heads else "Wav2Vec2Model"
 
@@ -40,7 +48,7 @@ def write(folder: Path, config: ConfigDict, params: Any, heads: Any) -> None:
   from safetensors.numpy import save_file
 
   name, layout = architecture(config, heads), hf_names.Layout(config)
-  kind = "wav2vec2" if config.objective.name == "wav2vec2" else "hubert"
+  kind = OBJECTIVES[config.objective.name].hf_type
   tensors = _of_encoder(layout, params, f"{kind}." if heads else "")
   keys = layout.keys
   if heads:

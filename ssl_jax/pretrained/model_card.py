@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from ssl_jax.objectives import make_objective
+
 # Of the packaged clips, each of which keeps its own.
 _EMBEDDED = (
   "It was trained on the clips packaged with ssl_jax (CC BY, CC BY-SA and BSD "
@@ -86,9 +90,11 @@ def _training(
     "peak learning rate": f"{config['optimizer']['learning_rate']:g}",
     "seed": config["seed"],
   }
-  if config["objective"]["name"] == "hubert":
-    labels = config["hubert"]["labels"].split(",")
-    rows["labels"] = ", ".join(Path(x).name for x in labels)
+  objective = make_objective(ConfigDict(config))
+  labels = ["mfcc"] * len(objective.fitted_codebooks())
+  labels += [Path(folder).name for folder, _ in objective.stored_labels()]
+  if labels:
+    rows["labels"] = ", ".join(labels)
   if config.get("init_from"):
     rows["started from"] = Path(config["init_from"]).name
   table = [f"| {key} | {value} |" for key, value in rows.items()]

@@ -228,11 +228,17 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
   )
   data = {name: knob.default for name, knob in sources.knobs().items()}
   corpus = sources.corpus_name(ConfigDict(data | _key(config, "data", {})))
-  labels = ""
-  if objective == "hubert":
-    labels = _key(config, "hubert.labels", "mfcc")
-    labels = f"labels {labels} {_key(config, 'hubert.clusters', '')}"
-  return run, (objective, labels, frontend, corpus)
+  return run, (objective, _targets(objective, config), frontend, corpus)
+
+
+def _targets(objective: str, config: dict[str, Any]) -> str:
+  """Returns the knobs of an objective that losses must share, as text."""
+  if objective not in OBJECTIVES:
+    return ""
+  declared = OBJECTIVES[objective].knobs
+  section = {name: knob.default for name, knob in declared.items()}
+  section |= _key(config, objective, {})
+  return OBJECTIVES[objective](ConfigDict({objective: section})).setting()
 
 
 def _json(workdir: Path, name: str) -> dict[str, Any]:

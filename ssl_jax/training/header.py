@@ -1,4 +1,4 @@
-"""What a run is and will cost, said before it starts."""
+"""The header of a run: what it is and will cost, before it starts."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from ssl_jax.text import two_columns
 
 
 def facts(
-  config: ConfigDict, plan: BatchPlan, params: int, flops_per_update: float
+  config: ConfigDict, plan: BatchPlan, params: int, mean_update_flops: float
 ) -> dict[str, Any]:
-  """Everything the header states, as numbers.
+  """Returns everything that the header states, as numbers.
 
   Args:
     config: of the run.
     plan: of the training data.
     params: of the model and its objective.
-    flops_per_update: of training, on average over the buckets.
+    mean_update_flops: padding included, on average over the buckets.
   """
   updates = config.budget.updates
   schedule = make_schedule(config)
@@ -36,8 +36,8 @@ def facts(
     "hours": plan.hours,
     "fill": plan.fill,
     "shapes": plan.shapes,
-    "flops_per_update": flops_per_update,
-    "flops": flops_per_update * updates,
+    "padded_flops_per_update": mean_update_flops,
+    "flops": mean_update_flops * updates,
     "learning_rate": {
       f"{percent}%": float(schedule(percent * updates // 100))
       for percent in (0, 25, 50, 100)
@@ -48,7 +48,7 @@ def facts(
 
 
 def text(header: dict[str, Any], config: ConfigDict) -> str:
-  """The header as a person reads it."""
+  """Returns the header as a person reads it."""
   rates = "  ".join(f"{p}: {r:.2g}" for p, r in header["learning_rate"].items())
   shapes = ", ".join(
     f"{rows} x {s / SAMPLE_RATE:g} s" for rows, s in header["shapes"]
@@ -62,7 +62,7 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
     f"({header['fill']:.0%} of the padded {shapes})",
     "length": f"{header['updates']:,} updates, {header['epochs']:.4g} epochs",
     "cost": f"{readable(header['flops'])}FLOP, "
-    f"{readable(header['flops_per_update'])}FLOP an update",
+    f"{readable(header['padded_flops_per_update'])}FLOP an update",
     "learning rate": f"{rates}  (warm-up {header['warmup_updates']:,} updates)",
     "devices": f"{header['devices']} x {header['device_kind']}",
   }

@@ -1,4 +1,4 @@
-"""What a run needs before its first update, opened and checked."""
+"""All that a run needs before its first update, opened and checked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +49,11 @@ class Setup(NamedTuple):
   valid_labels: list[LabelSet]
   plan: BatchPlan
   valid_plan: Any
-  padded_update_flops: dict[int, float]
+  padded_update_flops: dict[int, int]
   header: dict[str, Any]
 
   def identity(self, codebooks: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What tells clips and labels from others, as JSON.
+    """Returns all that tells clips and labels from others, as JSON.
 
     Args:
       codebooks: of the labels that the run makes itself.
@@ -99,21 +99,22 @@ def set_up(config: ConfigDict) -> Setup:
   valid_plan = valid_batches(
     valid_source.num_samples, buckets, config.eval.batch_seconds
   )
-  optimizer_flops = optimizers.flops(config, abstract_params)
-  update_flops = {
+  # FLOPs are counted in integers: sums of floats would be rounded.
+  optimizer_flops = round(optimizers.flops(config, abstract_params))
+  padded_update_flops = {
     length: rows * updates_lib.clip_flops(config, length).training
     + optimizer_flops
     for rows, length in plan.shapes
   }
   # Each bucket's share of the updates is its share of an epoch's batches.
-  flops_per_update = sum(
-    share * update_flops[length]
+  mean_update_flops = sum(
+    share * padded_update_flops[length]
     for (_, length), share in zip(plan.shapes, plan.shares)
   )
-  config = updates_lib.resolve(config, flops_per_update)
+  config = updates_lib.resolve(config, mean_update_flops)
   if config.budget.trunk:
     trunk.check(config)
-  header = header_lib.facts(config, plan, num_params(config), flops_per_update)
+  header = header_lib.facts(config, plan, num_params(config), mean_update_flops)
   return Setup(
     config,
     train_source,
@@ -122,7 +123,7 @@ def set_up(config: ConfigDict) -> Setup:
     valid_labels,
     plan,
     valid_plan,
-    update_flops,
+    padded_update_flops,
     header,
   )
 
@@ -138,7 +139,8 @@ def _open_labels(
       "labels that `python -m ssl_jax.label` made, or train iteration 1 "
       "(labels=mfcc) first"
     )
+  knob = f"{config.objective.name}.clusters"
   return [
-    open_labels(Path(folder), split, source, clusters)
+    open_labels(Path(folder), split, source, clusters, knob)
     for folder, clusters in stored
   ]

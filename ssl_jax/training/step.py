@@ -44,7 +44,7 @@ def init_state(
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
 ) -> State:
-  """Fresh parameters and optimizer state; jittable."""
+  """Makes fresh parameters, optimizer state and extra state; jittable."""
   key = _key(config.seed, _INIT)
   totals, params = init_params(objective, config, key)
   extra = objective.init_extra(params)
@@ -70,8 +70,9 @@ def make_train_step(
   """Returns `step(state, batch) -> (state, metrics)`.
 
   The metrics: loss, grad_norm, param_norm, audio_samples. An update whose loss
-  or gradient norm is not finite is skipped: parameters, moments and sums stay,
-  the counts of updates go on. It runs on `mesh`; None: JAX's default device.
+  or gradient norm is not finite is skipped: parameters, moments, extra state
+  and sums stay, the counts of updates go on. It runs on `mesh`; None: JAX's
+  default device.
   """
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   # XLA's CPU convolutions are some 100 times slower inside a loop.
@@ -80,7 +81,9 @@ def make_train_step(
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
     key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
     extra = state.get("extra")
-    inputs = prepare(objective, config, batch, key, extra)
+    whole = sharding.gather(config, mesh, extra) if extra else extra
+    with sharding.suit(mesh):
+      inputs = prepare(objective, config, batch, key, whole)
     # Targets are made before, of the clean audio.
     inputs["waveform"] = augment.augment(
       config.augment,
@@ -88,13 +91,13 @@ def make_train_step(
       inputs["length"],
       row_keys(jax.random.fold_in(key, AUGMENT), inputs["draw_id"]),
     )
-    counts = _floats(objective.counts(inputs | beside(extra)))
+    counts = _floats(objective.counts(inputs | beside(whole)))
     key = jax.random.fold_in(key, DROPOUT)
 
     def totals_of(params: Any, part: dict) -> dict:
       params = {"params": sharding.gather(config, mesh, params)}
       with sharding.suit(mesh):
-        part = part | beside(extra)
+        part = part | beside(whole)
         return objective.apply(params, part, key, state["update"])
 
     def loss_of(totals: dict) -> jax.Array:
@@ -160,9 +163,9 @@ def make_valid_step(
 
   def valid_step(model: dict, batch: dict) -> dict:
     extra, key = model.get("extra"), _key(_VALID_SEED, _VALID)
-    inputs = prepare(objective, config, batch, key, extra) | beside(extra)
-    counts = _floats(objective.counts(inputs))
     with sharding.suit(mesh):
+      inputs = prepare(objective, config, batch, key, extra) | beside(extra)
+      counts = _floats(objective.counts(inputs))
       totals = objective.apply({"params": model["params"]}, inputs, None, 0)
     return {name: (totals[name], counts[name]) for name in counts}
 
@@ -170,14 +173,14 @@ def make_valid_step(
 
 
 def model_of(state: State) -> dict[str, Any]:
-  """Returns what of a state a batch is judged with: params, and any extra."""
+  """Returns the part of a state that validation takes: params, any extra."""
   return {key: state[key] for key in ("params", "extra") if key in state}
 
 
 def report(objective: Objective, sums: dict) -> dict[str, float]:
-  """What is logged of sums {term: (total, count)}: `loss`, `main` and all else.
+  """Returns all that is logged of sums {term: (total, count)}.
 
-  The loss is the mean over updates where it was summed, else that of the means.
+  `loss` is the mean over updates where it was summed, else that of the means.
   All are NaN if every update was skipped.
   """
   sums = dict(sums)
@@ -199,7 +202,7 @@ def _gradient(
   parts: dict,
   unroll: bool,
 ) -> tuple[jax.Array, Any, dict]:
-  """Loss of the parts' summed totals, its gradient, and the totals.
+  """Returns the loss of the parts' summed totals, its gradient, the totals.
 
   The gradient is the sum of each part's, weighted by how the loss depends on
   the totals of all parts. Where it does so linearly the weights are known

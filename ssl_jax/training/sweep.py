@@ -120,7 +120,7 @@ def _group(
     facts["frontend"] = setup.config.frontend.name
     if flops in leave:
       given = [*given, f"budget.trunk={workdir / name(budgets[0])}"]
-      own -= leave[flops] * facts["flops_per_update"]
+      own -= leave[flops] * facts["padded_flops_per_update"]
     elif flops == budgets[0] and leave:
       given = [*given, f"checkpoint.at={(*sorted(leave.values()),)}"]
     flags = [f"--config={path}"] + [f"--config.{item}" for item in given]
