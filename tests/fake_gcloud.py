@@ -204,7 +204,7 @@ def sessions(name: str) -> list[Path]:
 def until_it_runs(name: str) -> None:
   logs = [path.with_name("log") for path in sessions(name)]
   while not all("training" in log.read_text() for log in logs):
-    time.sleep(0.05)
+    time.sleep(0.01)
 
 
 def kill_all(name: str) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from doors import door
-from tiny import CORPUS, clips, tiny
+from tiny import CORPUS, clips, finished_run, tiny
 
 import ssl_jax
 from ssl_jax import num_frames
@@ -21,16 +21,13 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.pretrained import extract, feature_files
 from ssl_jax.pretrained import load as encoder_lib
-from ssl_jax.training import loop
 
 ROOT = Path(ssl_jax.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("run")
-  loop.train(tiny(2), folder)
-  return folder
+def workdir():
+  return finished_run(tiny(2))
 
 
 @pytest.fixture(scope="module")

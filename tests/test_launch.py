@@ -45,7 +45,7 @@ print(f"{Path(home).name} training", file=sys.stderr, flush=True)
 what = plan[min(attempt, len(plan) - 1)]
 if what == "wait":
   while not Path(home, "bucket", "enough").exists():
-    time.sleep(0.05)
+    time.sleep(0.01)
 if what == "preempted":
   end(preempted=True)
 if what == "fail":
@@ -138,7 +138,7 @@ class Cloud:
       "HOME": str(folder),
       "FAKE_CLOUD": str(folder),
       "FAKE_WORKER_PATH": f"{worker}:{SYSTEM}",
-      "SSL_JAX_POLL_SECONDS": "0.1",
+      "SSL_JAX_POLL_SECONDS": "0.02",
     }
     self.plan("done")
 
@@ -324,7 +324,7 @@ def test_no_capacity_after_a_preemption_is_waited_out(cloud):
   (cloud.folder / "refuse").touch()
   while cloud.verbs().count("create") < 3:
     assert process.poll() is None
-    time.sleep(0.1)
+    time.sleep(0.02)
   (cloud.folder / "refuse").unlink()
   _, err = process.communicate(timeout=60)
   assert process.returncode == 0, err
@@ -344,7 +344,7 @@ def test_a_lost_connection_is_made_again(cloud):
   process = cloud.start(*HERE, *TRAIN)
   while cloud.verbs().count("follow") < 3:
     assert process.poll() is None
-    time.sleep(0.1)
+    time.sleep(0.02)
   (cloud.bucket / "enough").touch()
   _, err = process.communicate(timeout=60)
   assert process.returncode == 0, err
@@ -375,7 +375,7 @@ def test_no_network_here_is_no_reason_to_delete(cloud):
   cloud.events("drop", "none")
   process = cloud.start(*HERE, *TRAIN)
   while "follow" not in cloud.verbs():
-    time.sleep(0.1)
+    time.sleep(0.02)
   (cloud.folder / "offline").touch()
   while "slice mine: unknown" not in (line := process.stderr.readline()):
     assert line

@@ -172,14 +172,14 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
 def test_killed_three_times_and_resumed_equals_uninterrupted(tmp_path):
   args = [
     *SMALL,
-    "--config.budget.updates=90",
+    "--config.budget.updates=40",
     "--config.log.every=7",  # Apart from the checkpoints: sums are saved too.
-    "--config.eval.every=30",
-    "--config.checkpoint.every=10",
+    "--config.eval.every=20",
+    "--config.checkpoint.every=5",
   ]
   expected = finish(start_main(tmp_path / "whole", *args))
   killed = tmp_path / "killed"
-  for update in (15, 42, 77):
+  for update in (7, 16, 28):
     process = start_main(killed, *args)
     while (lines := read_jsonl(killed / "metrics.jsonl")) == [] or lines[-1][
       "update"

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 import soundfile
-from tiny import SMALL, reproducible, tiny
+from tiny import SMALL, finished_run, reproducible, tiny
 
 from ssl_jax.data.sources import embedded
-from ssl_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
 # Written anew by every process, and trusted by none.
@@ -76,7 +75,7 @@ def of_probe(folder):
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
   folder = tmp_path_factory.mktemp("inputs")
-  loop.train(tiny(4), folder / "encoder")
+  encoder = finished_run(tiny(4))
   source = embedded.open_split(tiny().data, "train")
   (folder / "audio").mkdir()
   for i in range(len(source.ids)):
@@ -84,7 +83,7 @@ def jobs(tmp_path_factory):
     for copy in range(20):
       name = folder / "audio" / f"{i:03}-{copy:02}.wav"
       soundfile.write(name, audio, 16_000, "PCM_16")
-  of_encoder = f"--checkpoint={folder}/encoder"
+  of_encoder = f"--checkpoint={encoder}"
   return {
     "main": Job(
       [

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import free_port, reproducible, tiny
+from tiny import finished_run, free_port, reproducible, tiny
 
 from ssl_jax.files import alone
-from ssl_jax.training import loop
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -40,10 +39,8 @@ def run_two(workdir, fault):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("trained")
-  loop.train(tiny(6), workdir)
-  return workdir
+def trained():
+  return finished_run(tiny(6))
 
 
 def unfinished(trained, tmp_path):
