@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from ssl_jax import config as config_lib
 from ssl_jax.training import optimizer
 
 
 def test_updates_equal_torch():
+  torch = pytest.importorskip("torch")
   config = config_lib.base()
   config.budget.updates = 20
   config.optimizer.warmup_fraction = 0.25
