@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from jax.sharding import AbstractMesh, PartitionSpec
 from tiny import reproducible, state_of, tiny
 
@@ -23,6 +22,7 @@ from ssl_jax.training import loop
 
 
 def test_updates_equal_torch():
+  torch = pytest.importorskip("torch")
   config = config_lib.base()
   config.budget.updates = 20
   config.optimizer.warmup_fraction = 0.25

@@ -20,12 +20,13 @@ from tiny import (
   tiny,
 )
 
-from ssl_jax import optimizers
+from ssl_jax import num_frames, optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.labels import read_codebook, write_codebook
+from ssl_jax.data.sources import open_source
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
-from ssl_jax.objectives import OBJECTIVES, make_objective
+from ssl_jax.objectives import OBJECTIVES, inputs, make_objective
 from ssl_jax.training import loop, step
 
 
@@ -312,3 +313,37 @@ def test_interrupt_says_how_to_go_on(tmp_path):
   _, err = process.communicate(timeout=300)
   assert process.returncode == 130
   assert f"--workdir={tmp_path} goes on from update" in err.splitlines()[-1]
+
+
+def test_validation_is_the_same_whatever_the_seed():
+  config = tiny()
+  objective = make_objective(config)
+  batch = {
+    "waveform": np.random.default_rng(0)
+    .integers(-3_000, 3_000, (2, 12_800))
+    .astype(np.int16),
+    "length": np.array([12_800, 9_000], np.int32),
+    "draw_id": np.arange(2, dtype=np.int32),
+  }
+  params = inputs.init_params(objective, config, jax.random.key(0))[1]
+  sums = []
+  for config.seed in (0, 1):
+    valid_step = jax.jit(step.make_valid_step(objective, config))
+    sums.append(jax.device_get(valid_step({"params": params}, batch)))
+  for ours, theirs in zip(*map(jax.tree.leaves, sums), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_validation_is_over_every_clip(tmp_path, monkeypatch):
+  reported, report = [], step.report
+
+  def noted(objective, sums):
+    reported.append(sums)
+    return report(objective, sums)
+
+  monkeypatch.setattr(step, "report", noted)
+  config = tiny(1)
+  loop.train(config, tmp_path)
+  source = open_source(config.data, "valid")
+  frames = num_frames(np.minimum(source.num_samples, 25_600)).sum()
+  assert reported[0]["feature_penalty"][1] == frames
