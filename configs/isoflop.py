@@ -21,16 +21,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """Returns the family of `arg`: not a run's config, but what its runs are."""
   scale = config_lib.parse_arg(arg, scale="slim")["scale"]
   if scale not in _SCALES:
-    said = nearest(scale, _SCALES)
-    raise UserError(f"unknown scale {scale!r}; {said}")
+    message = nearest(scale, _SCALES)
+    raise UserError(f"unknown scale {scale!r}; {message}")
   family = ConfigDict()
   family.config = (
-    f"configs/{scale}.py"  # Of each run; has size= and objective=.
+    f"configs/{scale}.py"  # The config of each run; takes size= and objective=.
   )
   family.objective = ("hubert",)
-  family.hours = (0.0,)  # Of training audio; 0: all.
+  family.hours = (0.0,)  # Hours of training audio; 0: all.
   family.seed = (0,)
-  # Of the updates after the warm-up. Below 1, a size's budgets share what comes
+  # Share of the updates after the warm-up. Below 1, a size's budgets share all
   # before the decay of each: all but the largest cost only their decay. 1: each
   # run is trained from scratch, and decays from its warm-up on, as the study's.
   family.decay_fraction = 0.2

@@ -62,8 +62,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   )
   for key, choices in _CHOICES.items():
     if values[key] not in choices:
-      said = nearest(values[key], choices)
-      raise UserError(f"unknown {key} {values[key]!r}; {said}")
+      message = nearest(values[key], choices)
+      raise UserError(f"unknown {key} {values[key]!r}; {message}")
   size, objective = values["size"].removesuffix("%"), values["objective"]
   if values["iteration"] != "single" and objective != "hubert":
     raise UserError(f"{objective} has no iterations: leave out iteration=")

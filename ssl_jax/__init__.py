@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 SAMPLE_RATE = 16_000  # Hz, of all audio after decoding.
 
-# Of every encoder: one of 25 ms every 20 ms, in samples.
+# Every encoder makes a frame of 25 ms every 20 ms; in samples.
 FRAME_WINDOW, FRAME_HOP = 400, 320
 
 

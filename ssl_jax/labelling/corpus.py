@@ -34,7 +34,7 @@ from ssl_jax.pretrained import corpus_pass as frames_lib
 from ssl_jax.signal import kmeans
 
 _log = logging.getLogger("ssl_jax")
-_SAVE_SECONDS = 30.0  # Of work that a kill may undo.
+_SAVE_SECONDS = 30.0  # A kill undoes at most this much work.
 
 
 def label_corpus(

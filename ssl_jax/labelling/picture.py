@@ -13,7 +13,7 @@ from ssl_jax.data.sources.source import Source
 from ssl_jax.files import write_atomically
 from ssl_jax.signal import fbank
 
-_SECONDS = 4.0  # Of the clip that is drawn.
+_SECONDS = 4.0  # The drawn part of a clip.
 
 
 def draw(folder: Path, usage: np.ndarray, source: Source) -> Path:

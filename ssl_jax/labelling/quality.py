@@ -1,4 +1,4 @@
-"""How good labels are: use of the clusters, runs, and what they say of speech.
+"""Quality of labels: use of the clusters, runs, and agreement with speech.
 
 Purity and mutual information as Hsu et al. 2021, section IV-C.
 """
@@ -15,7 +15,7 @@ from ssl_jax.data.sources.source import Source
 
 
 def of_usage(usage: np.ndarray) -> dict[str, float]:
-  """Of int [K] frames of each cluster: perplexity, and how many have none."""
+  """Returns perplexity and unused clusters of the frames in each, int [K]."""
   share = usage / max(1, usage.sum())
   entropy = -(share * np.log(np.maximum(share, 1e-12))).sum()
   return {
@@ -27,7 +27,7 @@ def of_usage(usage: np.ndarray) -> dict[str, float]:
 def of_records(
   folder: Path, sources: dict[str, Source], clusters: int
 ) -> dict[str, Any]:
-  """Of the labels' order in the records, and of what is known of these.
+  """Returns lengths of runs, and agreement with what the records say.
 
   Returns:
     run_frames: mean length of runs of one label. Where metadata name a class
@@ -61,7 +61,7 @@ def of_records(
 
 
 def of_joint(joint: np.ndarray) -> dict[str, float]:
-  """Of counts int [classes, K].
+  """Returns purity and mutual information of counts, int [classes, K].
 
   Returns:
     purity: chance to guess a frame's class from its cluster.

@@ -1,4 +1,4 @@
-"""What is timed of transformers: the same work, by its own modules, in torch.
+"""The rival that is timed: the same work by transformers' modules, in torch.
 
 On a GPU with bfloat16 autocast and torch.compile; attention is torch's fused
 one (SDPA) everywhere. Clips fill their batch, so that no mask of padding keeps

@@ -1,4 +1,4 @@
-"""What an objective is given: batches, masks and targets, fresh parameters."""
+"""Inputs of an objective: batches, masks and targets, fresh parameters."""
 
 from typing import Any
 

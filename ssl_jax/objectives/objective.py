@@ -49,7 +49,7 @@ class Objective(nn.Module):
   continues_heads: ClassVar[bool] = False
   hf_type: ClassVar[str] = "hubert"
 
-  # What every objective says.
+  # Every objective has these.
 
   @property
   def weights(self) -> dict[str, float]:
@@ -87,7 +87,7 @@ class Objective(nn.Module):
     """Counts the head's forward pass for a clip, a multiply-add as 2."""
     raise NotImplementedError
 
-  # What most leave as it is.
+  # Most objectives leave these as they are.
 
   def values(self, means: dict) -> dict:
     """Returns {name: scalar}, all that is reported, of a batch's mean terms.

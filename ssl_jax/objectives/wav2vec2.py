@@ -201,7 +201,7 @@ class Wav2Vec2(Objective):
     config = self.config.wav2vec2
     return jnp.maximum(
       config.temperature_start
-      # Not a power: 0.999995 is not a float32.
+      # A power would be wrong: 0.999995 is not a float32.
       * jnp.exp(jnp.float32(update) * math.log(config.temperature_decay)),
       config.temperature_end,
     )
@@ -253,5 +253,5 @@ def _sample_negatives(
   rank = jnp.cumsum(mask)[:, None] - 1
   others = jnp.maximum(mask.sum() - 1, 1)
   drawn = jax.random.randint(key, (frames, num_negatives), 0, others)
-  drawn += drawn >= rank  # Not the frame itself.
+  drawn += drawn >= rank  # Skips the frame itself.
   return masked_first[jnp.minimum(drawn, frames - 1)].astype(jnp.int32)

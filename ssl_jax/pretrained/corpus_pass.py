@@ -21,7 +21,7 @@ from ssl_jax.signal import fbank
 # each row's frames are real, [B].
 FramesOf = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-_SAMPLE = 4  # What the random draw is for; data/plan.py has the others.
+_SAMPLE = 4  # Purpose of the random draw; data/batch_plan.py has the others.
 
 
 def mfcc(waveform: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:

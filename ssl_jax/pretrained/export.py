@@ -80,7 +80,7 @@ def _size(params: Any) -> int:
 
 
 def _history(encoder: Encoder) -> tuple[dict | None, dict | None, list[dict]]:
-  """What a run left of itself: its config, what it spent, scores of probes."""
+  """Reads what a run left: its config, what it spent, scores of probes."""
   update = encoder.origin["update"]
   if update is None:
     return None, None, []

@@ -64,7 +64,7 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
 
 
 def _place(clip: str) -> Path:
-  """Where a clip's features go, without the format's ending.
+  """The path of a clip's features, without the format's ending.
 
   Raises:
     UserError: outside of the folder.
@@ -78,7 +78,7 @@ def _place(clip: str) -> Path:
 def states_of(
   encoder: Encoder, layer: str, probe: Path | None
 ) -> tuple[Callable[[jax.Array, jax.Array], jax.Array], dict[str, Any]]:
-  """What to compute of a batch, [B, T, ...], and its identity as JSON.
+  """Returns the features of a batch [B, T, ...], and their identity as JSON.
 
   Args:
     encoder: whose states they are.
@@ -170,7 +170,7 @@ class _Plan:
 
 
 def files_of(source: AudioFiles, kind: str) -> list[Path]:
-  """Where each clip's features go, within --out."""
+  """Returns the path of each clip's features, within --out."""
   return [
     _place(clip).with_name(f"{_place(clip).name}.{kind}") for clip in source.ids
   ]
@@ -276,7 +276,7 @@ def _each_clip(
         continue
       parts = [*parts, row[:n]] if clip == previous else [row[:n]]
       previous = clip
-      # Not by frames: compressed audio may end a little early.
+      # Frames do not tell: compressed audio may end a little early.
       if len(parts) == num_parts[clip]:
         yield clip, np.concatenate(parts)
   if source.damaged:

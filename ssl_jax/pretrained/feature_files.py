@@ -67,7 +67,7 @@ def writer(kind: str) -> Callable[[Path, np.ndarray], None]:
 
 
 def audio_facts(file: str) -> dict[str, Any]:
-  """What tells a file of audio from others, and from what it was before.
+  """Returns what tells a file of audio from others, and from an older one.
 
   `size` and `mtime_ns` are None if it is gone.
   """
@@ -100,7 +100,7 @@ class Index:
     }
 
   def has(self, name: str, audio: dict[str, Any]) -> bool:
-    """Whether the file `name` has the features of that audio, as it is now.
+    """Tells whether the file `name` has the features of that audio, unchanged.
 
     Raises:
       UserError: it has those of another file.

@@ -121,7 +121,8 @@ class Encoder:
         f"layer {layer}: {self.origin['path']} has layers 0 to "
         f"{config.encoder.num_layers}"
       )
-    # What is not last has no last norm.
+    # A pre-norm encoder applies its final norm after the last layer only: one
+    # layer more is kept, and its input returned.
     kept = layer + 1 if config.encoder.norm_first else max(1, layer)
     config.encoder.num_layers = kept = min(kept, config.encoder.num_layers)
     params = self.params | {"encoder": dict(self.params["encoder"])}
@@ -184,7 +185,7 @@ def load_encoder(path: Path | str) -> Encoder:
       return _read(path, folder, saved)
     except UserError:
       if _locate(path)[0] == folder:
-        raise  # Else a run goes on there, and this one made room.
+        raise  # Otherwise a run saves there, and removed this one.
   raise UserError(
     f"{path}: a run saves there faster than this can read: wait for it, or "
     "give one of its checkpoints/UPDATE"
@@ -249,6 +250,6 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
     folder = saved / str(max(updates))
   try:
     config = read_object(folder.parents[1] / "config.json")
-  except (OSError, ValueError) as error:  # Not there, no text, no JSON.
+  except (OSError, ValueError) as error:  # Missing, or no JSON.
     raise UserError(f"{path}: no readable config.json ({error})") from error
   return folder, config

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax.objectives import make_objective
 
-# Of the packaged clips, each of which keeps its own.
+# The packaged clips keep their own licences.
 _EMBEDDED = (
   "It was trained on the clips packaged with ssl_jax (CC BY, CC BY-SA and BSD "
   "recordings; see ATTRIBUTION.md there)."
@@ -75,7 +75,7 @@ def _training(
   if config is None or spent is None:
     return []
   data, encoder = config["data"], config["encoder"]
-  # Of paths the last part: the rest is of somebody's machine.
+  # Paths give their last part: the rest is of somebody's machine.
   corpus = data["name"] or Path(data["dir"]).name
   rows = {
     "objective": config["objective"]["name"],

@@ -58,7 +58,7 @@ def draw_losses(workdir: Path) -> Path:
       loss = [x["loss"] for x in own]
       left.plot(updates, loss, style, label=f"{split} {loss[-1]:.3f}")
       if all(x.get(main) is not None and "chance" in x for x in own):
-        # Where all targets are the same, chance is 0.
+        # Chance is 0 if all targets are the same.
         shares = [x[main] / (x["chance"] or np.nan) for x in own]
         right.plot(np.maximum(1, updates), shares, style)
   valid = [x for x in lines if x["split"] == "valid" and "chance" in x]

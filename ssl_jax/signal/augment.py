@@ -179,7 +179,7 @@ def _add(
 def _span(
   size: int, length: jax.Array, key: jax.Array, most: jax.Array | float
 ) -> jax.Array:
-  """Where a random part of a clip is, of up to `most` samples. Bool [size]."""
+  """Returns a random part of a clip, of up to `most` samples. Bool [size]."""
   share, place = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
   count = jnp.minimum(jnp.ceil(share * most), length)
   start = jnp.floor(place * (length - count))

@@ -24,9 +24,9 @@ from ssl_jax.knobs import Knob
 _EXACT = jax.lax.Precision.HIGHEST
 
 _PATIENCE = 100  # Batches in a row without a new lowest smoothed inertia.
-_REASSIGN = 0.01  # Of the largest cluster's count; fewer is too few.
+_REASSIGN = 0.01  # Clusters below this share of the largest one are too small.
 _LLOYD_PASSES = 20
-_TOLERANCE = 1e-4  # Of the inertia: improvement by a pass that earns another.
+_TOLERANCE = 1e-4  # Improving the inertia by this share earns another pass.
 _CHUNK = 1 << 22  # Largest number of distances held at once by a Lloyd pass.
 
 KNOBS = {
@@ -47,7 +47,7 @@ KNOBS = {
 
 
 class Fit(NamedTuple):
-  """What `fit` found.
+  """The result of `fit`.
 
   Attributes:
     centroids: float32 [K, C].

@@ -42,7 +42,7 @@ class Health:
     }
 
   def check(self, update: int, values: dict[str, float]) -> tuple[str, str]:
-    """What was the matter with an update, in a word and in a line.
+    """Returns the problem with an update, in a word and in a line.
 
     Args:
       update: of the run, from 1.

@@ -74,7 +74,7 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         )
         return result
 
-      # What is fitted to the audio before training
+      # Codebooks are fitted to the audio before training
       codebooks = mfcc_codebooks(config, workdir, setup.train_source)
       data = setup.identity(codebooks)
       workdir_lib.claim_data(workdir, data, config.budget.trunk)
@@ -97,7 +97,7 @@ def _train(
   optimizer = make_optimizer(config)
   init = functools.partial(step_lib.init_state, objective, optimizer, config)
 
-  # Where to start: the workdir's newest checkpoint, else the trunk's at the
+  # The start: the workdir's newest checkpoint, else the trunk's at the
   # decay, else fresh parameters.
   by_row, replicated = sharding.by_row(mesh), sharding.replicated(mesh)
   abstract_state = jax.eval_shape(init)
@@ -107,9 +107,9 @@ def _train(
     workdir, config.checkpoint.keep, config.checkpoint.at
   )
   update = first_update = 0
-  if found := checkpoints.restore_newest(abstract_state):
-    first_update = found[0]
-    update, state, spent = found
+  if restored := checkpoints.restore_newest(abstract_state):
+    first_update = restored[0]
+    update, state, spent = restored
     _log.info("resuming at update %d", update)
   elif config.budget.trunk:
     update, state, spent = trunk.restore(config, abstract_state)
@@ -186,7 +186,7 @@ def _train(
     spent["audio_samples"] += int(current.pop("audio_samples"))
     current = {name: float(value) for name, value in current.items()}
     try:
-      kind, said = health.check(update, current)
+      kind, message = health.check(update, current)
     except UserError as error:
       checkpoints.wait()  # The newest may be being written.
       kept = checkpoints.latest()
@@ -199,9 +199,9 @@ def _train(
     if kind:
       clips = plan.batch(update - 1).clips
       records = [setup.train_source.ids[i] for i in clips if i >= 0]
-      said += f"; of {', '.join(map(repr, records[:3]))} ... (metrics.jsonl)"
-      writer.event(update, kind, current | {"records": records}, said)
-      progress.print(f"warning: update {update}: {said}")
+      message += f"; of {', '.join(map(repr, records[:3]))} ... (metrics.jsonl)"
+      writer.event(update, kind, current | {"records": records}, message)
+      progress.print(f"warning: update {update}: {message}")
     return current["loss"]
 
   with contextlib.ExitStack() as stack:
@@ -272,8 +272,8 @@ def _train(
         }
         values |= objective.schedules(update - 1)
         writer.write(update, "train", values | meter.read())
-        found = alarms.check(update, values)
-        for name, text in found.items():
+        raised = alarms.check(update, values)
+        for name, text in raised.items():
           writer.event(update, "alarm", {"name": name}, text)
           progress.print(f"warning: update {update}: {text}")
         state = state | {"sums": no_sums()}
@@ -281,8 +281,8 @@ def _train(
           update, values["loss"], meter.speed(), spent["flops"], line=True
         )
         meter.restart()
-        if found and config.log.stop_on_alarm:
-          raise UserError(f"update {update}: {'; '.join(found.values())}")
+        if raised and config.log.stop_on_alarm:
+          raise UserError(f"update {update}: {'; '.join(raised.values())}")
       with meter.paused():
         valid_loss = None
         if eval_due:

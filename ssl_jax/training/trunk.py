@@ -29,7 +29,7 @@ def check(config: ConfigDict) -> None:
   try:
     theirs = ConfigDict(read_object(workdir / "config.json"))
     decays = branch_update(theirs)
-  except Exception as error:  # Of many kinds: whatever the file holds.
+  except Exception as error:  # The file may hold anything.
     raise UserError(
       f"{said}: no readable config.json ({' '.join(str(error).split())[:200]})"
     ) from error

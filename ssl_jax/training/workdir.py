@@ -92,7 +92,7 @@ def make_result(
   skipped: int,
   to_first: float,
 ) -> dict[str, Any]:
-  """What a finished run returns (README, "What a run leaves").
+  """Returns what a finished run prints (README, "What a run leaves").
 
   Args:
     workdir: of the run, with its metrics.
@@ -133,7 +133,7 @@ def write_result(workdir: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(workdir: Path) -> dict[str, Any] | None:
-  """What the finished run in `workdir` returned; None if it is not finished."""
+  """Reads what the finished run in `workdir` returned; None if unfinished."""
   path = workdir / "result.json"
   try:
     return read_object(path) if path.exists() else None
