@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -203,10 +204,21 @@ def _help(main: Callable[..., dict], about: str | None) -> None:
 
 
 def _quieten_disk_errors() -> None:
-  """Silences threads that a disk stops: the main thread reports the error."""
+  """Silences threads that a disk stops: the main thread reports the error.
+
+  An interrupt that came where nothing can be raised, as in a callback of the
+  garbage collector, is sent again.
+  """
 
   def quieter(default: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda x: None if _is_of_disk(x.exc_value) else default(x)
+    def hook(failed: Any) -> None:
+      if isinstance(failed.exc_value, KeyboardInterrupt):
+        again = os.getpid(), signal.SIGINT
+        threading.Timer(0.1, os.kill, again).start()
+      elif not _is_of_disk(failed.exc_value):
+        default(failed)
+
+    return hook
 
   threading.excepthook = quieter(threading.__excepthook__)
   sys.unraisablehook = quieter(sys.__unraisablehook__)

@@ -102,8 +102,10 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 
 def test_each_bucket_is_compiled_once(tmp_path, caplog):
+  config = tiny(12)
+  config.data.bucket_seconds = (0.8, 1.6)
   with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
-    loop.train(tiny(12), tmp_path)
+    loop.train(config, tmp_path)
   steps = [
     r.getMessage()
     for r in caplog.records

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 from tiny import SMALL, reproducible, tiny
 
+from ssl_jax import cli, files
 from ssl_jax import config as config_lib
-from ssl_jax import files
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.errors import UserError
@@ -86,6 +88,25 @@ def test_odd_surroundings_are_one_line(tmp_path):
   assert_one_line(folder, "--config=configs is a folder: give a file", 2)
   late = sh('"$@"', *args, "--process_timeout=1e29")
   assert late.returncode == 2 and "process_timeout" in late.stderr
+
+
+def test_an_interrupt_lost_in_a_callback_comes_again(monkeypatch):
+  came = threading.Event()
+  before = signal.signal(signal.SIGINT, lambda *_: came.set())
+  try:
+    for hook in ("unraisablehook", "excepthook"):
+      owner = sys if hook == "unraisablehook" else threading
+      monkeypatch.setattr(owner, hook, getattr(owner, hook))
+    cli._quieten_disk_errors()
+
+    class Forgotten:
+      def __del__(self):
+        raise KeyboardInterrupt
+
+    Forgotten()
+    assert came.wait(5)
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_folder_of_others_files_is_not_taken(tmp_path):
