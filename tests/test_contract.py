@@ -95,6 +95,7 @@ def test_it_is_swept(trained, tmp_path):
   family = config_lib.load(f"{ROOT}/configs/isoflop.py:scale=smoke")
   family.config = f"{ROOT}/configs/smoke.py"
   family.update(objective=(config.objective.name,), size=("1x16x32x4",))
+  family.flops = (1e14,)
   given = [
     f"frontend.name={config.frontend.name}",
     f"encoder.name={config.encoder.name}",
