@@ -254,7 +254,7 @@ def test_the_page_of_knobs_is_current():
       ],
     ),
     ("masking", ["masking.mask_prob=0.8", "number from 0 to 1.", "min_masks"]),
-    ("objective.name", ["Values: hubert, tera, wav2vec2.", "Role: recipe"]),
+    ("objective.name", ["Values: hubert, wav2vec2, tera.", "Role: recipe"]),
     ("batch_seconds", ["eval.batch_seconds=60.0", "A resume or a branch may"]),
     ("mesh", ["a tuple, each item from -1", "Role: speed"]),
   ],

@@ -90,7 +90,7 @@ def test_another_config_is_refused_with_the_differing_keys(finished):
   config.loader.num_threads = 1  # Free to change: only speed.
   with pytest.raises(UserError) as error:
     loop.train(config, workdir)
-  assert "encoder.dropout: 0.1 there, 0.2 now" in str(error.value)
+  assert "encoder.dropout: 0.1 there, 0.2 here" in str(error.value)
   assert "loader" not in str(error.value)
 
 

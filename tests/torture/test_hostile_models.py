@@ -97,7 +97,7 @@ def test_settings_of_any_json(tmp_path_factory, exported, data):
     weights.symlink_to(exported / "model.safetensors")
   made = []
   if not told(lambda: made.append(hf_read._read_config(folder))):
-    validate(made[0])
+    validate(made[0][0])
   told(hf_read.read_heads, folder)
 
 
