@@ -17,9 +17,11 @@ from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames
 from ssl_jax import config as config_lib
 from ssl_jax.checkpoints.manager import restore_params
 from ssl_jax.config import validate
-from ssl_jax.errors import UserError, one_line
+from ssl_jax.errors import UserError, check_choice, one_line
 from ssl_jax.files import read_object
 from ssl_jax.models.backbone import Backbone, compute_dtype
+from ssl_jax.models.encoders import ENCODERS
+from ssl_jax.models.frontends import FRONTENDS
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.pretrained import hf_read
 
@@ -197,6 +199,9 @@ def _read(path: Path, folder: Path, saved: dict[str, Any]) -> Encoder:
   try:
     name = saved["objective"]["name"]
     own = ("objective", name) if name in OBJECTIVES else ()
+    block = {"name": config.encoder.name} | saved["encoder"]
+    check_choice("config.frontend.name", saved["frontend"]["name"], FRONTENDS)
+    check_choice("config.encoder.name", block["name"], ENCODERS)
     for section in (*own, "frontend", "encoder"):
       config[section].update(saved[section])
     config.compute_dtype = saved["compute_dtype"]

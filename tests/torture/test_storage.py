@@ -313,7 +313,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_may_be_the_best(
     raise OSError(errno.EIO, "Input/output error")
 
   with monkeypatch.context() as patch:
-    patch.setattr(manager.reading, "read_object", hiccup)
+    patch.setattr(manager, "read_object", hiccup)
     checkpoints = Checkpoints(tmp_path, keep=1)
   checkpoints.save(3, state, spent, 0.4)
   checkpoints.wait()
