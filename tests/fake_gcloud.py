@@ -202,8 +202,13 @@ def sessions(name: str) -> list[Path]:
 
 
 def until_it_runs(name: str) -> None:
-  logs = [path.with_name("log") for path in sessions(name)]
-  while not all("training" in log.read_text() for log in logs):
+  """Waits until training has begun on every worker."""
+  homes = [*(CLOUD / name).iterdir()]
+  while True:
+    logs = [path.with_name("log") for path in sessions(name)]
+    running = ["training" in log.read_text() for log in logs if log.exists()]
+    if sum(running) == len(homes):
+      return
     time.sleep(0.01)
 
 

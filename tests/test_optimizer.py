@@ -341,7 +341,7 @@ def test_a_run_with_muon_learns_and_resumes_bit_for_bit(tmp_path):
   config.data.bucket_seconds = (1.6,)
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
   result = loop.train(config, whole)
-  assert result["valid_loss"] < 0.97 * result["first_valid_loss"]
+  assert result["valid_loss"] < 0.99 * result["first_valid_loss"]
   shutil.copytree(whole, resumed)
   # As if it had been killed after update 9 was saved.
   (resumed / "result.json").unlink()

@@ -109,8 +109,9 @@ def run(
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:
   """As arguments of transformers' HubertConfig."""
-  flat = dict(hf_names.FIXED)
-  for key, (ours, _) in hf_names.KEYS.items():
+  layout = hf_names.Layout(config)
+  flat = dict(layout.fixed)
+  for key, (ours, _) in layout.keys.items():
     section, name = ours.split(".")
     flat[key] = config[section][name]
   return flat

@@ -9,7 +9,7 @@ import jax
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE
 from ssl_jax.files import new_folder
-from ssl_jax.pretrained import hf_write, model_card, stablehlo
+from ssl_jax.pretrained import hf_names, hf_write, model_card, stablehlo
 from ssl_jax.pretrained.heads import load_heads
 from ssl_jax.pretrained.load import Encoder
 
@@ -45,6 +45,7 @@ def _write_hf(
   folder: Path, name: str, encoder: Encoder, license: str
 ) -> dict[str, Any]:
   config, heads = encoder.config.copy_and_resolve_references(), {}
+  hf_names.Layout(config)  # Refuses what transformers has not.
   if loaded := load_heads(encoder):
     config[config.objective.name].update(loaded[0])
     heads = loaded[1]

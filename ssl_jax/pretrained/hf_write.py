@@ -20,7 +20,6 @@ def architecture(config: ConfigDict, heads: Any) -> str:
   Raises:
     UserError: transformers has no such encoder.
   """
-  hf_names.Layout(config)
   kind = OBJECTIVES[config.objective.name].hf_type
   if not kind:
     raise UserError(

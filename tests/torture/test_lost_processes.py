@@ -319,6 +319,7 @@ def test_a_killed_process_leaves_no_workers_and_no_memory(corpus, faulty):
     assert len(workers_of(children)) == 2
     wait_for_memory(faulty)
     left = shared_memory(faulty)
+    time.sleep(0.2)  # Each of them is then known to what clears up.
     process.kill()
     assert_gone(children)
     assert not shared_memory(faulty) & left
