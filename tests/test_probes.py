@@ -585,7 +585,7 @@ def test_phones_and_characters_are_learned(monkeypatch):
   monkeypatch.setattr(heads, "spec_augment", lambda x, *_: x)
   config = settings("asr")
   config.fit.learning_rates, config.fit.num_seeds = (3e-2,), 1
-  config.fit.updates, config.fit.eval_every = 300, 100
+  config.fit.updates, config.fit.eval_every = 150, 150
   for name in ("pr", "asr"):
     made, labelled = TASKS[name].make(settings(name), splits(settings(name)))
     _, targets = labelled["train"]

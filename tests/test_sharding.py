@@ -61,7 +61,7 @@ ALL_MESHES = ["8,1,1", "1,8,1", "2,2,2"], ["8,1,1", "2,2,2"]
 @pytest.mark.parametrize(
   ("objective", "meshes", "of_pair"),
   [
-    pytest.param("hubert", ["2,2,2"], ["8,1,1"], id="hubert-some"),
+    pytest.param("hubert", ["2,2,2"], [], id="hubert-some"),
     *(
       pytest.param(name, *ALL_MESHES, id=name, marks=pytest.mark.slow)
       for name in ("hubert", "wav2vec2", "tera")
@@ -80,7 +80,7 @@ def test_every_mesh_trains_the_same_model(tmp_path, objective, meshes, of_pair):
       f"@localhost:{port},2,{i}",
       devices=4,
     )
-    for i in range(2)
+    for i in range(2 * bool(of_pair))
   ]
   for process in pair:
     finish(process)

@@ -27,10 +27,15 @@ CORPUS = ROOT / "ssl_jax" / "data" / "corpus"
 SMALL = [
   "--config=configs/smoke.py",
   "--config.kmeans.num_restarts=1",
+  "--config.kmeans.num_frames=4000",
+  "--config.kmeans.batch_frames=1000",
   "--config.encoder.num_layers=2",
+  "--config.encoder.hidden_size=32",
+  "--config.encoder.ffn_size=64",
+  "--config.encoder.num_heads=4",
   "--config.encoder.layerdrop=0.3",
   "--config.batch.seconds=4.0",
-  "--config.data.bucket_seconds=(0.8,1.6)",
+  "--config.data.bucket_seconds=(1.6,)",
 ]
 # With lines apart from the checkpoints, so that sums are saved too.
 SMALL_LOGGED = [
@@ -47,6 +52,7 @@ def tiny(updates: int = 6, objective: str = "hubert"):
   config.objective.name = objective
   config.hubert.clusters = (20,)
   config.kmeans.num_restarts = 1
+  config.kmeans.num_frames, config.kmeans.batch_frames = 4_000, 1_000
   config.frontend.name = "logmel"
   config.encoder.num_layers = 2
   config.encoder.hidden_size = 32
