@@ -448,7 +448,9 @@ def test_nothing_is_lost_or_twice_however_processes_change(source, seed):
   assert often.sum() - epochs * len(some.ids) <= spare
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+  "workers", [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_what_is_left_after_a_random_step_is_the_same(source, workers):
   rng = np.random.default_rng(workers)
   rates = rng.choice([0.3, 1.0, 2.5], len(source.ids))

@@ -166,7 +166,15 @@ def test_every_source_is_trained_on(source, places, tmp_path):
   assert loop.train(config, tmp_path)["updates"] == 4
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+  "task",
+  [
+    pytest.param(x, marks=pytest.mark.slow)
+    if x in ("asr", "asv")
+    else x  # Of long clips.
+    for x in TASKS
+  ],
+)
 def test_every_task_is_probed_or_says_what_the_clips_lack(task, tmp_path):
   config = config_lib.load(f"{ROOT}/configs/probe.py:task={task}")
   config.fit.updates = config.fit.eval_every = config.fit.chunk_size = 2

@@ -60,8 +60,8 @@ def trained(objective):
 @pytest.mark.parametrize(
   ("objective", "model"),
   [
-    ("hubert", transformers.HubertModel),
-    ("tera", transformers.HubertModel),
+    pytest.param("hubert", transformers.HubertModel, marks=pytest.mark.slow),
+    pytest.param("tera", transformers.HubertModel, marks=pytest.mark.slow),
     ("wav2vec2", transformers.Wav2Vec2ForPreTraining),
   ],
 )
@@ -190,7 +190,9 @@ np.save(sys.argv[2], encode(batch["waveform"], batch["length"]))
 """
 
 
-@pytest.mark.parametrize("origin", ["logmel", "hf"])
+@pytest.mark.parametrize(
+  "origin", ["logmel", pytest.param("hf", marks=pytest.mark.slow)]
+)
 def test_a_program_runs_with_jax_alone(origin, tmp_path):
   if origin == "hf":
     source = saved(tmp_path / "in", "hubert", "large")

@@ -275,6 +275,7 @@ def state_at(workdir, config, update):
   return Checkpoints(workdir, None).restore(update, shapes)[0]
 
 
+@pytest.mark.slow
 def test_runs_are_resumed_and_branched_with_it(tmp_path):
   schedule = {
     "optimizer.warmup_updates": 1,

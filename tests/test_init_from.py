@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from hf import LAYOUTS, saved
+from hf import saved
 from tiny import tiny
 
 from ssl_jax.errors import UserError
@@ -30,7 +30,9 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+  "layout", ["base", pytest.param("large", marks=pytest.mark.slow)]
+)
 def test_wav2vec2_goes_on_with_its_quantizer(layout, tmp_path):
   source = saved(tmp_path / "hf", "wav2vec2", layout)
   found, _ = unchanged("wav2vec2", source, tmp_path / "run")
@@ -47,6 +49,7 @@ def test_wav2vec2_goes_on_with_its_quantizer(layout, tmp_path):
   assert found.config.encoder.dropout == tiny().encoder.dropout
 
 
+@pytest.mark.slow
 def test_hubert_starts_with_a_fresh_head(tmp_path, caplog):
   source = saved(tmp_path / "hf", "hubert", "base")
   with caplog.at_level("INFO", "ssl_jax"):

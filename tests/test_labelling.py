@@ -173,7 +173,9 @@ def states_alone(states, source, clip):
   return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("made", ["mfcc_labelled", "labelled"])
+@pytest.mark.parametrize(
+  "made", ["mfcc_labelled", pytest.param("labelled", marks=pytest.mark.slow)]
+)
 def test_a_frames_label_is_its_nearest_centroid(made, request):
   work, folder, header = request.getfixturevalue(made)
   states = jax.jit(work["states"])
@@ -626,6 +628,7 @@ def start_label(*args: str, **env: str) -> doors.Process:
   return doors.start_door("label", *args, env=env)
 
 
+@pytest.mark.slow
 def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
   process = start_label(
     "--config=configs/smoke.py",

@@ -219,6 +219,7 @@ def write_run(workdir, point):
   (workdir / "result.json").write_text(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_own_runs_decide_where_there_are_enough(tmp_path):
   for i, point in enumerate(made_up(SIZES, LENGTHS, floor=1.0)):
     write_run(tmp_path / "all" / str(i), point)

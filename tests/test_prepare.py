@@ -391,6 +391,7 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path):
     open_source(config, "train")
 
 
+@pytest.mark.slow
 def test_ten_hours_in_a_file_become_records(tmp_path):
   """Silence with a click a minute, of which none is lost or moved."""
   path = tmp_path / "long.flac"

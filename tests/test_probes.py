@@ -580,6 +580,7 @@ def test_phones_are_the_lexicons():
   assert all(x["language"].startswith("en") for x in source.metadata)
 
 
+@pytest.mark.slow
 def test_phones_and_characters_are_learned(monkeypatch):
   """From frames that say the token outright."""
   monkeypatch.setattr(heads, "spec_augment", lambda x, *_: x)
@@ -671,7 +672,9 @@ def test_a_label_that_will_not_do_is_one_line(
   assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("task", ["ks", "pr", "asv"])
+@pytest.mark.parametrize(
+  "task", ["ks", "pr", pytest.param("asv", marks=pytest.mark.slow)]
+)
 def test_log_mel_is_probed_by_the_command(tmp_path, task):
   done = door(
     *("probe", "--encoder=logmel"),
@@ -692,6 +695,7 @@ def test_log_mel_is_probed_by_the_command(tmp_path, task):
   assert (tmp_path / "out" / f"{task}-smoke-logmel.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_is_probed_beside_its_twin(tmp_path):
   torch.manual_seed(0)
   folder = tmp_path / "hubert"

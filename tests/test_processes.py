@@ -52,6 +52,7 @@ def start_two(workdir):
   ]
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_saves_and_goes_on(tmp_path, whole):
   process = start(tmp_path, 2, "--config.loader.num_workers=1")
   wait_for(tmp_path, 7, process)
@@ -67,6 +68,7 @@ def test_a_run_told_to_stop_saves_and_goes_on(tmp_path, whole):
   assert reproducible(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
   process = start(tmp_path, 1, "--config.eval.batch_seconds=300")
   wait_for(tmp_path, 7, process)

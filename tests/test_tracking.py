@@ -115,6 +115,7 @@ def test_both_get_what_the_workdir_gets(services, tmp_path):
   assert mlflow.params["encoder.num_layers"] == "2"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_ones(
   services, tmp_path, monkeypatch
 ):

@@ -139,7 +139,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
   assert all(np.isfinite(x["loss"]) for x in reproducible(tmp_path))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+  "objective",
+  [
+    # Its diversity is the one term that is not linear in its means.
+    "wav2vec2",
+    *(
+      pytest.param(x, marks=pytest.mark.slow)
+      for x in OBJECTIVES
+      if x != "wav2vec2"
+    ),
+  ],
+)
 def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
   config = tiny(objective=objective)
   config.encoder.layerdrop = 0.3
@@ -172,6 +183,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(objective):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_resumed_equals_uninterrupted(tmp_path):
   args = [
     *SMALL,
@@ -306,6 +318,7 @@ def test_a_branch_has_the_labels_of_its_trunk(tmp_path):
   np.testing.assert_array_equal(kept, theirs)
 
 
+@pytest.mark.slow
 def test_interrupt_says_how_to_go_on(tmp_path):
   process = start_main(tmp_path, *SMALL, "--config.checkpoint.every=5")
   while not read_jsonl(tmp_path / "metrics.jsonl"):

@@ -370,6 +370,7 @@ def test_a_killed_preparing_worker_is_told_and_gone_on_with(
   assert '"clips": 24' in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_killed_goes_on_the_same(tmp_path):
   def kill() -> None:
     while not any(x["update"] >= 8 for x in reproducible(tmp_path / "run")):

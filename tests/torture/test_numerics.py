@@ -102,6 +102,7 @@ def test_a_skipped_update_changes_counts_alone(monkeypatch):
   assert max(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_more_in_a_row_than_configured_end_the_run(tmp_path, monkeypatch):
   break_loss(monkeypatch, range(7, 20))
   config = tiny(20)
@@ -115,6 +116,7 @@ def test_more_in_a_row_than_configured_end_the_run(tmp_path, monkeypatch):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_the_count_in_a_row_outlives_a_resume(tmp_path, monkeypatch):
   break_loss(monkeypatch, range(5, 20))
   config = tiny(20)

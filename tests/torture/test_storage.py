@@ -153,6 +153,7 @@ def test_a_corpus_is_gone_on_with_when_there_is_room(tmp_path):
 
 
 @needs_mount
+@pytest.mark.slow
 def test_labels_are_gone_on_with_when_there_is_room(tmp_path):
   command = ["-m", "ssl_jax.label", *SMALL, "--layer=mfcc", "--clusters=10"]
   first, second = on_small_disk(
