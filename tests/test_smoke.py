@@ -1,5 +1,6 @@
 """The smoke runs learn speech: what no run that cannot learn it reaches."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -25,6 +26,16 @@ def smoke(objective: str, workdir: Path) -> float:
   last = read_jsonl(workdir / "metrics.jsonl")[-1]
   assert last["split"] == "valid" and last["update"] == UPDATES
   return last[OBJECTIVES[objective].main]
+
+
+@pytest.fixture(autouse=True)
+def optimized(monkeypatch):
+  """These runs are long enough that compiling them well is time saved."""
+  options = {"xla_backend_optimization_level": 3}
+  compile_ = functools.partialmethod(
+    jax.stages.Lowered.compile, compiler_options=options
+  )
+  monkeypatch.setattr(jax.stages.Lowered, "compile", compile_)
 
 
 @pytest.fixture

@@ -88,7 +88,6 @@ def jobs(tmp_path_factory):
     "main": Job(
       [
         *SMALL,
-        "--config.data.bucket_seconds=(0.8,1.6)",
         "--config.budget.updates=60",
         "--config.log.every=7",
         "--config.eval.every=20",

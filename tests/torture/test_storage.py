@@ -32,6 +32,10 @@ ARGS = [
   "-m",
   "ssl_jax.main",
   *SMALL,
+  # Checkpoints that disks of some megabytes do not hold many of.
+  "--config.encoder.hidden_size=192",
+  "--config.encoder.ffn_size=768",
+  "--config.encoder.num_heads=8",
   "--config.budget.updates=30",
   "--config.log.every=3",
   "--config.eval.every=15",
