@@ -22,6 +22,7 @@ def ways(tmp_path_factory):
     yield data._prepare(tmp_path_factory.mktemp("bench"))
 
 
+@pytest.mark.slow
 def test_every_way_reads_the_same_clips(ways):
   sources = ("records", "flac", "tfds")
   assert {*ways} == {(s, n) for s in sources for n in (0, 2)} | {("torch", 2)}

@@ -126,7 +126,13 @@ def test_it_is_exported_or_refused(trained, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+  "objective",
+  [
+    name if name == "hubert" else pytest.param(name, marks=pytest.mark.slow)
+    for name in OBJECTIVES
+  ],
+)
 def test_it_is_planned(objective):
   done = door("plan", "--budget=1e17", f"--objective={objective}")
   assert done.returncode == 0, done.stderr

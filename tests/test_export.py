@@ -57,11 +57,12 @@ def trained(objective):
   return finished_run(on_waveforms(2, objective))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("objective", "model"),
   [
-    pytest.param("hubert", transformers.HubertModel, marks=pytest.mark.slow),
-    pytest.param("tera", transformers.HubertModel, marks=pytest.mark.slow),
+    ("hubert", transformers.HubertModel),
+    ("tera", transformers.HubertModel),
     ("wav2vec2", transformers.Wav2Vec2ForPreTraining),
   ],
 )
@@ -134,7 +135,11 @@ def random_pair(size, norm, folder):
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize(
-  "size", ["100", "small", pytest.param("base", marks=pytest.mark.slow)]
+  "size",
+  [
+    "small",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("100", "base")),
+  ],
 )
 def test_published_sizes_give_the_same_states(size, norm, tmp_path):
   config, params, model = random_pair(size, norm, tmp_path / "out")

@@ -30,9 +30,8 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize(
-  "layout", ["base", pytest.param("large", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["base", "large"])
 def test_wav2vec2_goes_on_with_its_quantizer(layout, tmp_path):
   source = saved(tmp_path / "hf", "wav2vec2", layout)
   found, _ = unchanged("wav2vec2", source, tmp_path / "run")

@@ -50,11 +50,12 @@ def check(fit, frames):
 
 @pytest.fixture(scope="module")
 def mfcc():
-  """The embedded train split: [M, 39], of real frames."""
+  """A third of the embedded train split: [M, 39], of real frames."""
   config = config_lib.base()
   config.data.source = "embedded"
   config.data.min_seconds = 0.3
   source = open_source(config.data, "train")
+  source = source.select(range(0, len(source.ids), 3))
   compute = jax.jit(lambda x, n: fbank.add_deltas(fbank.mfcc(x), n))
   frames = []
   for index, length in enumerate(source.num_samples):
@@ -299,7 +300,7 @@ for lowered in (
 
 
 def test_one_device_and_eight_agree(mfcc, tmp_path):
-  frames = mfcc[:16_008]
+  frames = mfcc[: len(mfcc) // 8 * 8]
   np.save(tmp_path / "frames.npy", frames)
   subprocess.run(
     [sys.executable, "-c", ON_EIGHT, str(tmp_path)],

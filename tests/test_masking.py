@@ -72,7 +72,9 @@ def runs(mask):
 
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("mask_prob", [0.8, 0.65])
-@pytest.mark.parametrize("length", [500, 120, 12])
+@pytest.mark.parametrize(
+  "length", [pytest.param(500, marks=pytest.mark.slow), 120, 12]
+)
 def test_statistics_equal_the_convention(rows, length, mask_prob):
   ours = draw(rows, length, mask_prob)
   reference = reference_batches(rows, length, mask_prob)

@@ -397,7 +397,9 @@ def test_ids_that_are_numbers_or_shared_and_unknown_labels(
     open_source(settings(tmp_path, "fleurs"), "train")
 
 
-@pytest.mark.parametrize("task", ["ks", "sid", "pr"])
+@pytest.mark.parametrize(
+  "task", ["ks", "sid", pytest.param("pr", marks=pytest.mark.slow)]
+)
 def test_tasks_are_probed_on_datasets(tmp_path, task):
   """Of speech_commands' features, voxceleb's, librispeech's."""
   digits = [line for line in LINES if line["label_type"] == "digit"]

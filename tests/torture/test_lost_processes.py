@@ -255,7 +255,9 @@ def test_a_healthy_worker_does_not_grow(corpus):
   assert segments < 400
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+  "num_workers", [0, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_a_disk_that_is_gone_ends_the_process_in_time(
   corpus, faulty, num_workers
 ):
@@ -298,6 +300,7 @@ def test_a_stopped_worker_ends_the_process_in_time(corpus, faulty):
     assert not shared_memory(faulty)
 
 
+@pytest.mark.slow
 def test_time_that_the_process_itself_is_stopped_does_not_count(corpus, faulty):
   _, fault = faulty
   with reading(faulty, corpus, 1, 4) as (process, children):
@@ -325,6 +328,7 @@ def test_a_killed_process_leaves_no_workers_and_no_memory(corpus, faulty):
     assert not shared_memory(faulty) & left
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_group_leave_batches_to_come(corpus, faulty):
   with reading(faulty, corpus, 2, 60) as (process, children):
     os.killpg(process.pid, signal.SIGTERM)  # The parent goes on for a while.
