@@ -50,12 +50,12 @@ def check(fit, frames):
 
 @pytest.fixture(scope="module")
 def mfcc():
-  """A third of the embedded train split: [M, 39], of real frames."""
+  """Half of the embedded train split: [M, 39], of real frames."""
   config = config_lib.base()
   config.data.source = "embedded"
   config.data.min_seconds = 0.3
   source = open_source(config.data, "train")
-  source = source.select(range(0, len(source.ids), 3))
+  source = source.select(range(0, len(source.ids), 2))
   compute = jax.jit(lambda x, n: fbank.add_deltas(fbank.mfcc(x), n))
   frames = []
   for index, length in enumerate(source.num_samples):
