@@ -61,7 +61,7 @@ _VERIFY = flags.DEFINE_bool(
 def main() -> dict:
   """Prepares, or verifies; returns facts of the corpus."""
   from ssl_jax.data import prepare
-  from ssl_jax.data.sources import manifest, records, tfds
+  from ssl_jax.data.sources import archives, manifest, records, tfds
   from ssl_jax.errors import UsageError, UserError
 
   if not _OUT.value or bool(_INPUT.value) == _VERIFY.value:
@@ -85,9 +85,9 @@ def main() -> dict:
       source = tfds.open_all(name, _SPLIT.value, _SAMPLE_RATE.value)
     else:
       path = Path(_INPUT.value)
-      if manifest.is_archive(path):
-        manifest.unpack(path, Path(unpacked))
-        path = manifest.root_of(Path(unpacked))
+      if archives.is_archive(path):
+        archives.unpack(path, Path(unpacked))
+        path = archives.root_of(Path(unpacked))
       source = manifest.open_clips(manifest.find_clips(path))
     made = prepare.prepare(
       source,

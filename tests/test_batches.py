@@ -574,7 +574,18 @@ def test_at_another_speed_audio_and_labels_are_of_the_same_time(speed):
 def test_only_arrays_of_workers_are_copied():
   loaded = {"length": np.ones(2, np.int32)}
   report = functools.partial(batches._report, None)
-  assert report(False, (loaded, []))["length"] is loaded["length"]
-  copied = report(True, (loaded, []))["length"]
+  assert report(False, (loaded, [], []))["length"] is loaded["length"]
+  copied = report(True, (loaded, [], []))["length"]
   assert not np.shares_memory(copied, loaded["length"])
   np.testing.assert_array_equal(copied, loaded["length"])
+
+
+def test_odd_clips_are_told_of_by_the_count(caplog, monkeypatch):
+  monkeypatch.setattr(batches, "_odd", {})
+  batch = {"length": np.ones(1, np.int32)}
+  for clip in [*range(12), *range(12)]:
+    note = [(f"clip{clip}", "digital silence")]
+    batches._report(None, False, (batch, [], note))
+  said = [record.getMessage() for record in caplog.records]
+  assert len(said) == 2 and "'clip0' is digital silence" in said[0]
+  assert "the 10. such clip" in said[1] and "channel" in said[1]

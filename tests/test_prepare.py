@@ -19,7 +19,14 @@ from ssl_jax import config as config_lib
 from ssl_jax.data import prepare
 from ssl_jax.data.batch_plan import BatchPlan
 from ssl_jax.data.batches import load_batch
-from ssl_jax.data.sources import audio, manifest, open_source, records, shards
+from ssl_jax.data.sources import (
+  archives,
+  audio,
+  manifest,
+  open_source,
+  records,
+  shards,
+)
 from ssl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -280,6 +287,23 @@ def test_a_tree_like_librispeech_has_speakers_and_texts(tmp_path):
   ]
 
 
+def test_odd_clips_are_kept_and_named(tmp_path, caplog):
+  folder, out = tmp_path / "in", tmp_path / "out"
+  folder.mkdir()
+  soundfile.write(folder / "zero.wav", np.zeros(16_000), 16_000)
+  tone = np.sin(np.arange(16_000) / 9)
+  soundfile.write(folder / "good.wav", 0.1 * tone, 16_000)
+  both = np.stack([tone, -tone], axis=1) * 0.1
+  soundfile.write(folder / "opposite.wav", both, 16_000)
+  header = run(manifest.find_clips(folder), out)
+  assert (header["clips"], header["skipped"]) == (3, 0)
+  lines = map(json.loads, (out / "odd.jsonl").read_text().splitlines())
+  assert {line["id"]: line["odd"] for line in lines} == dict.fromkeys(
+    ["opposite.wav", "zero.wav"], "digital silence"
+  )
+  assert "2 clips are digital silence, and kept" in caplog.text
+
+
 def test_manifests_say_the_same(clips, tmp_path):
   (tmp_path / "clips").symlink_to(CORPUS / "clips")
   some = clips[:5]
@@ -306,7 +330,7 @@ def test_manifests_say_the_same(clips, tmp_path):
   ("name", "content", "said"),
   [
     ("a.jsonl", '{"file": "x"}\n{"file": "x"}\n', "two clips have the id 'x'"),
-    ("a.jsonl", '{"speaker": "x"}\n', "clip 1: names no file"),
+    ("a.jsonl", '{"speaker": "x"}\n', "line 1: names no file"),
     ("a.jsonl", "{\n", "cannot be read"),
     ("a.jsonl", "[]\n", "no JSON object"),
     ("a.jsonl", "", "no audio in it"),
@@ -362,7 +386,7 @@ def test_archives_cannot_write_elsewhere(tmp_path, name):
     member = tarfile.TarInfo(name)
     archive.addfile(member)
   with pytest.raises(UserError, match="would be written outside"):
-    manifest.unpack(path, tmp_path / "out" / "unpacked")
+    archives.unpack(path, tmp_path / "out" / "unpacked")
   assert not (tmp_path / "out").exists()
 
 
@@ -475,7 +499,7 @@ def test_a_damaged_archive_is_one_line(tmp_path, mode):
     content[i] ^= 0x5A
   path.write_bytes(content)
   with pytest.raises(UserError, match="cannot be unpacked") as error:
-    manifest.unpack(path, tmp_path / "out")
+    archives.unpack(path, tmp_path / "out")
   assert "\n" not in str(error.value)
 
 
@@ -486,7 +510,7 @@ def test_links_in_an_archive_are_what_they_name(tmp_path):
   os.symlink("0.wav", tmp_path / "in" / "2.wav")
   with tarfile.open(tmp_path / "a.tar", "w") as file:
     file.add(tmp_path / "in", "in")
-  manifest.unpack(tmp_path / "a.tar", tmp_path / "out")
+  archives.unpack(tmp_path / "a.tar", tmp_path / "out")
   found = [path.read_bytes() for path in (tmp_path / "out" / "in").iterdir()]
   assert len(found) == 3 and len({*found}) == 1
 
@@ -497,9 +521,9 @@ def test_archives_of_a_mac_and_upper_case(tmp_path):
     file.write(tmp_path / "0.wav", "c/0.wav")
     file.writestr("c/m.jsonl", '{"file": "0.wav", "speaker": "s"}\n')
     file.writestr("__MACOSX/c/._0.wav", "x")
-  assert manifest.is_archive(tmp_path / "A.ZIP")
-  manifest.unpack(tmp_path / "A.ZIP", tmp_path / "out")
-  (clip,) = manifest.find_clips(manifest.root_of(tmp_path / "out"))
+  assert archives.is_archive(tmp_path / "A.ZIP")
+  archives.unpack(tmp_path / "A.ZIP", tmp_path / "out")
+  (clip,) = manifest.find_clips(archives.root_of(tmp_path / "out"))
   assert clip.metadata == {"speaker": "s"}
 
 

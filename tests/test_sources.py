@@ -119,10 +119,54 @@ def test_a_part_is_the_slice_of_the_whole(tmp_path, speech, kind, rate):
     assert abs(part - whole[start : start + 4_000]).max() < 2
 
 
+@pytest.mark.parametrize(
+  "kind, rate, quality",
+  [
+    ("mp3", 44_100, 0.9),  # Few bits: a frame borrows from many before it.
+    ("mp3", 48_000, 0.9),
+    ("mp3", 16_000, 0.9),
+    ("opus", 16_000, 1.0),
+    ("opus", 48_000, 1.0),
+  ],
+)
+def test_a_part_of_what_needs_its_past_is_the_slice(
+  tmp_path, kind, rate, quality
+):
+  source = open_source(config(source="embedded"), "valid")
+  clips = [source.read(i, 0, source.num_samples[i]) for i in range(8)]
+  there = soxr.resample(np.concatenate(clips) / 32768, 16_000, rate)
+  options = {"bitrate_mode": "VARIABLE"} if kind == "mp3" else {}
+  if kind == "opus":
+    options = {"format": "OGG", "subtype": "OPUS"}
+  path = write(
+    tmp_path / f"a.{kind}", there, rate, compression_level=quality, **options
+  )
+  whole, decoded_rate = soundfile.read(path, dtype="float32")
+  whole = soxr.resample(whole, decoded_rate, 16_000, quality="HQ") * 32768
+  whole = np.clip(np.rint(whole), -32768, 32767)
+  for start in range(500, len(whole) - 4_000, 6_007):
+    part = audio.read(path, start, 4_000)
+    assert abs(part - whole[start : start + 4_000]).max() < 2, start
+
+
 def test_samples_are_clipped_not_wrapped(tmp_path):
   loud = np.array([0.0, 1.5, -1.5, 0.5] * 4_000, np.float32)
   path = write(tmp_path / "a.wav", loud, subtype="FLOAT")
   assert audio.read(path, 0, 4).tolist() == [0, 32767, -32768, 16384]
+
+
+def test_odd_audio_is_named_by_what_was_decoded(tmp_path, speech):
+  def kind(samples, name="a.wav", **options):
+    path = write(tmp_path / name, samples, **options)
+    return audio.oddness(audio.read(path, 0, 10**6))
+
+  assert kind(speech) == "" and kind(speech * 0.01) == ""
+  assert kind(np.stack([speech, -speech], axis=1)) == "digital silence"
+  assert kind(np.zeros(16_000)) == "digital silence"
+  assert kind(np.float32(speech * 32768), subtype="FLOAT") == "clipped"
+  assert kind(np.clip(speech * 1.05 / abs(speech).max(), -1, 1)) == ""
+  assert "DC" in kind(speech * 0.1 + 0.4)
+  assert {"digital silence", "clipped"} < audio.ODD.keys()
 
 
 def test_non_finite_samples_are_damage(tmp_path):
@@ -191,7 +235,7 @@ def test_unusable_files_are_skipped_counted_and_named(tmp_path, speech, caplog):
   assert all(reasons.values())
   (record,) = caplog.records  # Once, though both splits scan the folder.
   message = record.getMessage()
-  assert "skipped 10 of 12" in message and "'cut.mp3' (" in message
+  assert "skipped 10 of 12" in message and "'cut.mp3'" in message
   assert "\n" not in message
 
 

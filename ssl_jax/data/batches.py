@@ -21,9 +21,17 @@ from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
 from ssl_jax.data import workers
 from ssl_jax.data.batch_plan import BatchPlan, Rows
 from ssl_jax.data.labels import NO_LABEL, LabelSet
-from ssl_jax.data.sources.audio import DamagedAudio, change_speed
+from ssl_jax.data.sources.audio import (
+  ODD,
+  DamagedAudio,
+  change_speed,
+  oddness,
+)
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError
+
+_Notes = list[tuple[str, str]]
+_odd: dict[str, set[str]] = {}  # Clips by kind, which this process told of.
 
 _STUCK = (
   "no audio comes; is the disk of config.data still there, or one of "
@@ -180,8 +188,8 @@ def _load(
   num_shards: int,
   shards: Sequence[int],
   labels: Sequence[LabelSet],
-) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-  """Returns the batch, and (id, reason) of clips that could not be read."""
+) -> tuple[dict[str, np.ndarray], _Notes, _Notes]:
+  """Returns the batch; (id, reason) of unread clips, (id, kind) of odd ones."""
   total = math.ceil(len(rows.clips) / row_multiple) * row_multiple
   size, rest = divmod(total, num_shards)
   if rest:
@@ -196,7 +204,7 @@ def _load(
   if labels:
     shape = len(mine), num_frames(rows.bucket_length), len(labels)
     batch["labels"] = np.full(shape, NO_LABEL, np.uint16)
-  damaged = []
+  damaged, odd = [], []
   for row, place in enumerate(mine.tolist()):
     if place >= len(rows.clips) or (clip := int(rows.clips[place])) < 0:
       continue
@@ -206,6 +214,8 @@ def _load(
     except DamagedAudio as damage:
       damaged.append((source.ids[clip], str(damage)))
       continue
+    if kind := oddness(audio):
+      odd.append((source.ids[clip], kind))
     first, available = start // FRAME_HOP, num_frames(len(audio))
     if speed != 1:
       audio = change_speed(audio, speed)[: rows.bucket_length]
@@ -222,22 +232,33 @@ def _load(
     for i, label_set in enumerate(labels):
       stored = label_set.read(clip, first, available)
       batch["labels"][row, :count, i] = stored[frames]
-  return batch, damaged
+  return batch, damaged, odd
 
 
 def _report(
   source: Source,
   shared: bool,
-  loaded: tuple[dict[str, np.ndarray], list[tuple[str, str]]],
+  loaded: tuple[dict[str, np.ndarray], _Notes, _Notes],
 ) -> dict[str, np.ndarray]:
   """Returns the batch alone; notes its damaged clips in `source.damaged`.
+
+  Clips that sound odd are told of when they are 1, 10, 100 ... of a kind.
 
   Args:
     source: of the clips.
     shared: the arrays lie in a worker's memory, which goes when they do.
     loaded: as `_load` returns it.
   """
-  batch, damaged = loaded
+  batch, damaged, odd = loaded
+  for clip, kind in odd:
+    known = _odd.setdefault(kind, set())
+    if clip not in known:
+      known.add(clip)
+      if math.log10(len(known)).is_integer():
+        logging.getLogger("ssl_jax").warning(
+          "clip %r is %s in a crop (the %d. such clip; it is kept): %s",
+          *(clip, kind, len(known), ODD[kind]),
+        )
   for clip, reason in damaged:
     if clip not in source.damaged:
       source.damaged[clip] = reason

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -247,10 +248,10 @@ def _part(source: Source, items: list[Item]) -> tuple[Source, list[Item]]:
 
 
 def _write(folder: Path, shard: int, source: Source, items: list[Item]) -> None:
-  """Writes a shard and, beside it, what could not be read."""
-  skipped: list[dict[str, str]] = []
-  records.write_shard(folder, shard, _read_all(source, items, skipped))
-  lines = "".join(json.dumps(line) + "\n" for line in skipped)
+  """Writes a shard and, beside it, what could not be read or sounds odd."""
+  noted: list[dict[str, str]] = []
+  records.write_shard(folder, shard, _read_all(source, items, noted))
+  lines = "".join(json.dumps(line) + "\n" for line in noted)
   write_atomically(_skipped(folder, shard), lines)
 
 
@@ -259,15 +260,18 @@ def _skipped(folder: Path, shard: int) -> Path:
 
 
 def _read_all(
-  source: Source, items: list[Item], skipped: list[dict[str, str]]
+  source: Source, items: list[Item], noted: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
   for about, spans in items:
     ids, parts = about.get("packed", [about["id"]]), []
     for clip, part in zip(ids, spans):
       try:
-        parts.append((clip, source.read(*part)))
+        samples = source.read(*part)
+        parts.append((clip, samples))
+        if kind := audio.oddness(samples):
+          noted.append({"id": clip, "odd": kind})
       except audio.DamagedAudio as damage:
-        skipped.append({"id": clip, "reason": str(damage)})
+        noted.append({"id": clip, "reason": str(damage)})
     if not parts:
       continue
     if len(parts) < len(spans):  # A pack without one: its texts are no longer.
@@ -282,7 +286,7 @@ def _finish(
 ) -> dict[str, Any]:
   """Gathers what the shards say, and declares the corpus whole."""
   facts: dict[str, Any] = collections.Counter()
-  speakers, crc32, skipped = set(), [], [*skipped]
+  speakers, crc32, skipped, odd = set(), [], [*skipped], []
   try:
     for shard in range(num_shards):
       data = records.shard_lines(folder, shard)
@@ -293,7 +297,9 @@ def _finish(
         speakers.add(clip.get("speaker"))
       lines = _skipped(folder, shard).read_bytes()
       for line in map(json.loads, lines.splitlines()):
-        skipped.append({key: line[key] for key in ("id", "reason")})
+        note = "odd" if "odd" in line else "reason"
+        kept = odd if note == "odd" else skipped
+        kept.append({key: line[key] for key in ("id", note)})
   except (OSError, ValueError, LookupError, TypeError) as error:
     raise UserError(
       f"--out={folder}: shard {shard} is damaged ({error}): delete the folder "
@@ -306,6 +312,14 @@ def _finish(
     )
   lines = [json.dumps(line) + "\n" for line in skipped]
   write_atomically(folder / "skipped.jsonl", "".join(lines))
+  if odd:
+    lines = [json.dumps(line) + "\n" for line in odd]
+    write_atomically(folder / "odd.jsonl", "".join(lines))
+    for kind, count in collections.Counter(x["odd"] for x in odd).items():
+      logging.getLogger("ssl_jax").warning(
+        "%d clips are %s, and kept (odd.jsonl names them): %s",
+        *(count, kind, audio.ODD[kind]),
+      )
   header = {
     "format": records.FORMAT,
     "shards": num_shards,

@@ -12,7 +12,7 @@ from hostile import damaged, fuzzed, told
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_jax.data.sources import manifest
+from ssl_jax.data.sources import archives
 
 
 def unpacked(root, name, content):
@@ -21,14 +21,14 @@ def unpacked(root, name, content):
   archive.write_bytes(content)
   shutil.rmtree(root / "in", ignore_errors=True)
   folder.mkdir(parents=True)
-  said = told(manifest.unpack, archive, folder)
+  said = told(archives.unpack, archive, folder)
   assert {*root.iterdir()} - {archive} == {root / "in"}
   assert [*(root / "in").iterdir()] == [folder]
   for path in folder.rglob("*"):
     assert path.is_dir() or path.is_file()
     assert folder in Path(os.path.realpath(path)).parents
   if not said:
-    told(manifest.root_of, folder)
+    told(archives.root_of, folder)
   archive.unlink()
   return said
 

@@ -267,7 +267,7 @@ def test_no_code_is_run_that_data_brought():
         assert ast.unparse(given["allow_pickle"]) == "False", name
       if call.endswith("extractall"):
         # Names and links are checked before; tar's own filter checks again.
-        assert name == "ssl_jax/data/sources/manifest.py"
+        assert name == "ssl_jax/data/sources/archives.py"
         filters.append(
           ast.unparse(given["filter"]) if "filter" in given else ""
         )

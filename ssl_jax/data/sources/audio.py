@@ -11,6 +11,7 @@ import soundfile
 import soxr
 
 from ssl_jax import SAMPLE_RATE
+from ssl_jax.data.sources import links
 
 # Headers may promise a little more than the file holds (MP3 lengths are
 # sometimes estimates); what is missing beyond this counts as damage.
@@ -28,6 +29,32 @@ RATES = (1_000, 1_000_000)
 # Values decoded at a time: headers may promise any number.
 _BLOCK = 1 << 22
 
+# Frames at a file's own rate that its decoder hears before a part, for the part
+# to be the slice of the whole. An MPEG frame is at most 1,152 long and takes
+# bits of earlier ones; Opus at low rates predicts from what it has put out, and
+# forgets only slowly where it started.
+_RUN_UP = {"MPEG_LAYER_I": 12 * 1_152, "MPEG_LAYER_II": 12 * 1_152}
+_RUN_UP |= {"MPEG_LAYER_III": 12 * 1_152, "OPUS": 1_440_000}
+
+
+# Bytes that files of other formats begin with, from a place on.
+_FOREIGN = (
+  (4, b"ftyp", "MPEG-4 audio (m4a, mp4)"),
+  (0, b"\x1a\x45\xdf\xa3", "Matroska or WebM"),
+  (0, b"\x30\x26\xb2\x75", "Windows Media audio"),
+  (0, b"#!AMR", "AMR"),
+  (0, b".ra\xfd", "RealAudio"),
+  (0, b".RMF", "RealAudio"),
+  (0, b"\x0b\x77", "AC-3"),
+  (0, b"MAC ", "Monkey's Audio"),
+  (0, b"TTA1", "True Audio"),
+  (0, b"wvpk", "WavPack"),
+  *((0, bytes((0xFF, byte)), "AAC") for byte in (0xF0, 0xF1, 0xF8, 0xF9)),
+)
+_START = 64
+# Odd audio: the share of samples at full scale; the mean, of 32,768.
+_CLIPPED, _OFFSET = 0.02, 3_277
+
 
 class DamagedAudio(ValueError):
   """A file that cannot be used; the message says why, not which."""
@@ -42,6 +69,10 @@ def probe(path: str | bytes) -> int:
   Raises:
     DamagedAudio: not audio, empty, cut short, or of unknown length.
   """
+  return sum(_probe(stream) for stream in links.split(path) or [path])
+
+
+def _probe(path: str | bytes) -> int:
   with _open(path) as file:
     if file.frames and file.format != "OGG":  # OGG: the last page says.
       tail = round(_TOLERANCE_SECONDS * file.samplerate)
@@ -54,23 +85,57 @@ def probe(path: str | bytes) -> int:
   return num_samples
 
 
-def read(path: str | bytes, start: int, num_samples: int) -> np.ndarray:
+def sample_rate(path: str | bytes) -> int:
+  """Returns a file's own rate, in Hz.
+
+  Raises:
+    DamagedAudio: it cannot be opened.
+  """
+  with _open(path) as file:
+    return file.samplerate
+
+
+def read(
+  path: str | bytes, start: int, num_samples: int, channel: int | None = None
+) -> np.ndarray:
   """Decodes `num_samples` samples from sample `start`, both counted at 16 kHz.
 
-  Channels are averaged. A part equals the same slice of the whole file to
-  within rounding, at any rate. `path` may be the content of a file instead.
+  Channels are averaged, unless one is chosen, from 0. A part equals the same
+  slice of the whole file to within rounding, at any rate. `path` may be the
+  content of a file instead.
 
   Returns:
     int16 [S], S <= num_samples: shorter where the file ends.
 
   Raises:
-    DamagedAudio: undecodable, non-finite, cut short, or nothing at `start`.
+    DamagedAudio: undecodable, non-finite, cut short, nothing at `start`, or no
+      such channel.
   """
+  streams = links.split(path)
+  if not streams:
+    return _read(path, start, num_samples, channel)
+  parts, begin, end = [], 0, start + num_samples
+  for stream in streams:
+    length = _probe(stream)
+    first, last = max(start, begin), min(end, begin + length)
+    if first < last:
+      parts.append(_read(stream, first - begin, last - first, channel))
+    begin += length
+  if not parts:
+    raise DamagedAudio(f"no samples at {start / SAMPLE_RATE:.2f} s")
+  return np.concatenate(parts)
+
+
+def _read(
+  path: str | bytes, start: int, num_samples: int, channel: int | None
+) -> np.ndarray:
   with _open(path) as file:
+    if channel is not None and channel >= file.channels:
+      raise DamagedAudio(f"has no channel {channel}, but {file.channels}")
     rate = file.samplerate
     expected = min(num_samples, length_at_16k(file.frames, rate) - start)
     if rate == SAMPLE_RATE:
-      audio = _read_native(file, start, num_samples)
+      audio = _read_native(file, start, num_samples, channel)
     else:
       # Output sample n lies on an input sample only for n a multiple of `up`;
       # cutting there keeps the phase of the resampled whole.
@@ -80,7 +145,7 @@ def read(path: str | bytes, start: int, num_samples: int) -> np.ndarray:
       block = max(0, start - margin) // up
       skip = start - block * up
       needed = math.ceil((skip + num_samples + margin) * rate / SAMPLE_RATE)
-      audio = _read_native(file, block * down, needed)
+      audio = _read_native(file, block * down, needed, channel)
       audio = soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ")
       audio = audio[skip : skip + num_samples]
   if not len(audio):
@@ -114,6 +179,29 @@ def change_speed(audio: np.ndarray, speed: float) -> np.ndarray:
   return _to_int16(changed)
 
 
+def oddness(audio: np.ndarray) -> str:
+  """Returns what is odd about decoded audio, int16 [S]; "" if nothing is."""
+  low, high = int(audio.min()), int(audio.max())
+  if low == high == 0:
+    return "digital silence"
+  if low <= -32767 or high == 32767:
+    full = np.count_nonzero((audio == 32767) | (audio <= -32767))
+    if full > _CLIPPED * len(audio):
+      return "clipped"
+  if abs(audio.mean(dtype=np.float64)) > _OFFSET:
+    return "of one sign, by an offset (DC)"
+  return ""
+
+
+# What may be meant by it, for `oddness`.
+ODD = {
+  "digital silence": "opposite channels cancel each other: a manifest's "
+  "`channel` chooses one",
+  "clipped": "floats in units of int16 are to be divided by 32768",
+  "of one sign, by an offset (DC)": "a high-pass filter removes it",
+}
+
+
 def length_at_16k(frames: int, rate: int) -> int:
   """Returns the samples that soxr makes of `frames`: the nearest, halves up."""
   return (2 * frames * SAMPLE_RATE + rate) // (2 * rate)
@@ -123,23 +211,37 @@ def _to_int16(audio: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
 
 
+class _File(soundfile.SoundFile):
+  """A file that is read on where it stands.
+
+  soundfile seeks after each read of a file that it takes for seekable, to where
+  it is already, at which a decoder forgets what it has heard.
+  """
+
+  def seekable(self) -> bool:
+    return False
+
+
 def _read_native(
-  file: soundfile.SoundFile, start: int, frames: int
+  file: soundfile.SoundFile, start: int, frames: int, channel: int | None
 ) -> np.ndarray:
   """Float32 mono [<=frames] at the file's own rate."""
-  if file.subtype == "VORBIS":
-    # libsndfile's Vorbis seek can land some hundred samples off (its issue
-    # 885), so what comes before is decoded and dropped.
-    block = _BLOCK // file.channels
-    while start and len(dropped := file.read(min(start, block))):
-      start -= len(dropped)
-  else:
-    file.seek(min(start, file.frames))
+  before = min(start, file.frames)
+  # libsndfile's Vorbis seek can land some hundred samples off (its issue 885),
+  # so all that comes before is decoded and dropped.
+  if file.subtype != "VORBIS":
+    begin = max(0, before - _RUN_UP.get(file.subtype, 0))
+    if begin:
+      file.seek(begin)
+    before -= begin
+  block = _BLOCK // file.channels
+  while before and len(dropped := file.read(min(before, block))):
+    before -= len(dropped)
   blocks = []
   while frames > 0:
     asked = min(frames, _BLOCK // file.channels)
     block = file.read(asked, dtype="float32", always_2d=True)  # [S, channels]
-    blocks.append(block.mean(axis=1))
+    blocks.append(block.mean(axis=1) if channel is None else block[:, channel])
     frames = frames - asked if len(block) == asked else 0
   return np.concatenate(blocks or [np.zeros(0, np.float32)])
 
@@ -158,7 +260,7 @@ def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
       "no such file" if not os.path.exists(name) else "no file"
     )
   try:
-    with soundfile.SoundFile(name) as file:
+    with _File(name) as file:
       if file.frames > 1 << 48:
         raise DamagedAudio("its header gives no length; encode it again")
       if not RATES[0] <= file.samplerate <= RATES[1]:
@@ -168,10 +270,20 @@ def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
     raise DamagedAudio("raw samples, without a header") from error
   except soundfile.SoundFileError as error:
     reason = getattr(error, "error_string", "").rstrip(".")
-    if not path or (not content and _is_empty(name)):
-      reason = "empty file"  # libsndfile calls an empty MP3 "no such file".
-    raise DamagedAudio(reason or "cannot be decoded") from error
+    raise DamagedAudio(_why(path, reason)) from error
 
 
-def _is_empty(path: bytes) -> bool:
-  return os.path.isfile(path) and not os.path.getsize(path)
+def _why(path: str | bytes, reason: str) -> str:
+  """Returns why libsndfile cannot decode a file, `reason` being its words."""
+  start = path[:_START] if isinstance(path, bytes) else b"?"
+  if not isinstance(path, bytes):
+    with contextlib.suppress(OSError), open(os.fsencode(path), "rb") as file:
+      start = file.read(_START)
+  if not start:
+    return "empty file"
+  for place, magic, kind in _FOREIGN:
+    if start[place : place + len(magic)] == magic:
+      return f"{kind}, which libsndfile does not read: ffmpeg -i FILE FILE.flac"
+  if "exist" in reason:  # So it says of an MP3 that is none.
+    return "not audio"
+  return reason or "cannot be decoded"

@@ -22,6 +22,12 @@ EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats()} - {
   ".raw"
 } | {".mp3", ".aif", ".aifc", ".oga", ".opus", ".snd", ".sph"}
 
+# Audio that it does not read: named as skipped, never left out unsaid.
+_FOREIGN = {
+  *(".3gp", ".aac", ".ac3", ".amr", ".ape", ".m4a", ".m4b", ".mka", ".mkv"),
+  *(".mov", ".mp4", ".ra", ".spx", ".tta", ".webm", ".wma", ".wv"),
+}
+
 _THREADS = 16  # Threads of the header scan, which waits for the disk.
 
 
@@ -82,7 +88,7 @@ def list_files(name: str, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
     for file in files:
       extension = os.path.splitext(file)[1].lower()
-      if extension in EXTENSIONS and not file.startswith("."):
+      if extension in EXTENSIONS | _FOREIGN and not file.startswith("."):
         path = os.path.join(folder, file)
         paths[_printable(path[len(root) :].lstrip(os.sep))] = path
   if not paths:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,7 +15,9 @@ from ssl_jax.data.sources import audio
 from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
 
-_NAMED = 5  # Skipped clips named in the summary.
+# Of the summary of skipped clips: reasons, and clips named for each.
+_REASONS, _NAMED = 10, 3
+_MUCH = 0.05  # Share of the audio whose loss is said.
 
 # Knobs of `config.data` that all sources share.
 KNOBS = {
@@ -79,6 +81,17 @@ class Source(Protocol):
     """Returns the clips at `indices`, in that order."""
 
 
+class Part(NamedTuple):
+  """The part of a file that is a clip.
+
+  first, num_samples: at 16 kHz. channel: counted from 0; None: their mean.
+  """
+
+  first: int
+  num_samples: int
+  channel: int | None = None
+
+
 def folder_name(config: ConfigDict) -> str:
   """Returns what most corpora are called: the name of the folder `dir`."""
   return PurePath(config.dir).name
@@ -109,7 +122,12 @@ class SourceKind:
 
 @dataclasses.dataclass(frozen=True)
 class AudioFiles:
-  """A `Source` of one file a clip."""
+  """A `Source` of one file a clip, or a part of one.
+
+  Attributes:
+    paths: [N].
+    parts: [N] what of its file each clip is; None: all.
+  """
 
   ids: list[str]
   paths: list[str]
@@ -118,10 +136,16 @@ class AudioFiles:
   skipped: list[tuple[str, str]]
   damaged: dict[str, str] = dataclasses.field(default_factory=dict)
   rates: None = None
+  parts: list[Part] | None = None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """See `Source.read`."""
-    return audio.read(self.paths[index], start, num_samples)
+    path = self.paths[index]
+    if self.parts is None:
+      return audio.read(path, start, num_samples)
+    first, length, channel = self.parts[index]
+    num_samples = min(num_samples, length - start)
+    return audio.read(path, first + start, num_samples, channel)
 
   def select(self, indices: Iterable[int]) -> "AudioFiles":
     """See `Source.select`; `skipped` stays whole."""
@@ -132,6 +156,7 @@ class AudioFiles:
       num_samples=self.num_samples[indices],
       metadata=[self.metadata[i] for i in indices],
       skipped=self.skipped,
+      parts=self.parts and [self.parts[i] for i in indices],
     )
 
 
@@ -139,7 +164,7 @@ def keep_usable(
   name: str,
   ids: Sequence[str],
   paths: Sequence[str],
-  lengths: Sequence[int | str],
+  lengths: Sequence[int | Part | str],
   metadata: Sequence[dict[str, Any]],
   min_seconds: float,
 ) -> AudioFiles:
@@ -149,34 +174,45 @@ def keep_usable(
     name: the source, as the user gave it.
     ids: [N].
     paths: [N].
-    lengths: [N] samples at 16 kHz, or why the file cannot be used.
+    lengths: [N] samples at 16 kHz, or the parts of files that are clips, or
+      why the file cannot be used.
     metadata: [N].
     min_seconds: shorter clips are skipped.
 
   Raises:
     UserError: nothing is left.
   """
-  kept, skipped = [], []
+  kept, skipped, parts = [], [], None
+  if any(isinstance(length, Part) for length in lengths):
+    parts = lengths
+    lengths = [x.num_samples if isinstance(x, Part) else x for x in lengths]
   for i, length in enumerate(lengths):
     if isinstance(length, str):
       skipped.append((ids[i], length))
     elif length < min_seconds * SAMPLE_RATE:
-      seconds = f"{length / SAMPLE_RATE:.3f} s"
-      skipped.append((ids[i], f"{seconds} < data.min_seconds={min_seconds}"))
+      reason = f"shorter than data.min_seconds={min_seconds}"
+      skipped.append((ids[i], f"{reason} ({length / SAMPLE_RATE:.3f} s)"))
     else:
       kept.append(i)
-  report_skipped(name, len(kept), skipped)
+  known = sum(length for length in lengths if not isinstance(length, str))
+  heard = sum(lengths[i] for i in kept)
+  share = (known - heard) / max(1, known)
+  report_skipped(name, len(kept), skipped, share)
   return AudioFiles(
     ids=[ids[i] for i in kept],
     paths=[paths[i] for i in kept],
     num_samples=np.array([lengths[i] for i in kept], np.int64),
     metadata=[metadata[i] for i in kept],
     skipped=skipped,
+    parts=parts and [parts[i] for i in kept],
   )
 
 
 def report_skipped(
-  name: str, num_kept: int, skipped: Sequence[tuple[str, str]]
+  name: str,
+  num_kept: int,
+  skipped: Sequence[tuple[str, str]],
+  too_short: float = 0.0,
 ) -> None:
   """Warns once of the clips that cannot be used.
 
@@ -184,6 +220,7 @@ def report_skipped(
     name: the source, as the user gave it.
     num_kept: clips that can.
     skipped: (id, reason).
+    too_short: share of the audio that is in clips below `data.min_seconds`.
 
   Raises:
     UserError: nothing is left.
@@ -201,9 +238,26 @@ def report_skipped(
       name,
       len(skipped),
       total,
-      ", ".join(f"{clip!r} ({reason})" for clip, reason in skipped[:_NAMED]),
-      ", ..." if len(skipped) > _NAMED else "",
+      _by_reason(skipped),
+      f". {too_short:.0%} of the audio is too short: lower "
+      "--config.data.min_seconds to hear it"
+      if too_short > _MUCH
+      else "",
     )
+
+
+def _by_reason(skipped: Sequence[tuple[str, str]]) -> str:
+  """Returns how many clips were skipped for which reason, and some of them."""
+  clips: dict[str, list[str]] = {}
+  for clip, reason in skipped:
+    clips.setdefault(reason.partition(" (")[0], []).append(clip)
+  reasons = sorted(clips.items(), key=lambda item: -len(item[1]))
+  said = []
+  for reason, named in reasons[:_REASONS]:
+    more = ", ..." if len(named) > _NAMED else ""
+    some = ", ".join(map(repr, named[:_NAMED]))
+    said.append(f"{len(named)} {reason} ({some}{more})")
+  return "; ".join(said) + ("; ..." if len(reasons) > _REASONS else "")
 
 
 def is_whole(config: ConfigDict, split: str) -> bool:

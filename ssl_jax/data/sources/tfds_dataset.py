@@ -133,7 +133,7 @@ def _how_to_prepare(key: str, name: str, dataset: str, root: Path) -> str:
   there = f" (but {base}/{f', {base}/'.join(configs)})" if configs else ""
   return (
     f"{key} is not prepared in {str(root)!r}{there}. It needs {needs}room to "
-    "unpack them and 0.12 GB an hour of audio, `pip install 'ssl_jax[tfds]'`, "
+    "unpack them and 0.12 GB an hour of audio, `pip install '.[tfds]'`, "
     "and ffmpeg unless files are kept as they are, as librispeech/lazy_decode "
     "does. "
     f"Run {command(how='')} or, with the "
@@ -230,7 +230,7 @@ class Dataset:
     if missing := [file for file in files if not os.path.exists(file)]:
       raise UserError(
         f"{self._key}: {missing[0]} does not exist. If the dataset is in "
-        "another format, convert it: pip install 'ssl_jax[tfds]', then run "
+        "another format, convert it: pip install '.[tfds]', then run "
         + _CONVERT.format(str(self._folder))
       )
     ranges = [

@@ -1,0 +1,211 @@
+"""Streams that follow one another in a file, and lengths that it does not give.
+
+Chained Ogg and `cat a.mp3 b.mp3` are good files, of which libsndfile reads the
+first stream. And MP3 has no length but in a frame that most encoders put first
+(Xing's; pipes and ffmpeg's `-write_xing 0` leave it out), without which
+libsndfile takes the first frame's bit rate for that of all.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+Content = bytes | mmap.mmap
+
+# Of MPEG layer III: kbit/s by version and field, and Hz by field.
+_BIT_RATES = {
+  1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+  2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES = (44_100, 48_000, 32_000)
+_SLACK = 2  # Frames by which encoders differ in counting them.
+_HIGHEST = 14 << 4  # A header's field for the highest bit rate.
+_DELAY = 529  # Samples that a decoder of layer III is late.
+
+
+class _Frame(NamedTuple):
+  """An MPEG frame: its place and bytes, and what is one in a whole stream."""
+
+  place: int
+  size: int
+  kind: tuple[int, int, bool]  # Version (1, 2), Hz, mono.
+
+
+class _Info(NamedTuple):
+  """What a first frame says of a stream: frames without it, bytes with it."""
+
+  frames: int
+  size: int
+
+
+def split(file: str | bytes) -> list[bytes]:
+  """Returns the streams of a file, each to be decoded alone and then joined.
+
+  Each has its true length in its header. None are returned of a file that is
+  to be decoded as it is: of one stream with its length, or neither MP3 nor Ogg.
+
+  Args:
+    file: a path, or as bytes a file's content.
+  """
+  if isinstance(file, bytes):
+    return _split(file)
+  try:
+    with open(os.fsencode(file), "rb") as opened:
+      start = opened.read(4)
+      if start != b"OggS" and not _is_mpeg(start):
+        return []
+      with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _split(content)
+  except (OSError, ValueError):
+    return []  # Whoever decodes it says what is wrong.
+
+
+def _split(content: Content) -> list[bytes]:
+  if content[:4] == b"OggS":
+    return _ogg(content)
+  return _mpeg(content) if _is_mpeg(content[:4]) else []
+
+
+def _ogg(content: Content) -> list[bytes]:
+  begins, place, beginning = [], 0, False
+  while (place := content.find(b"OggS", place)) >= 0:
+    head = content[place : place + 27]
+    if len(head) < 27:
+      break
+    # Streams that play at once begin with a page each, one after the other.
+    first = bool(head[5] & 2)
+    if first and not beginning:
+      begins.append(place)
+    beginning = first
+    table = content[place + 27 : place + 27 + head[26]]
+    place += 27 + len(table) + sum(table)
+  ends = [*begins[1:], len(content)]
+  return [content[a:b] for a, b in zip(begins, ends)] if ends[1:] else []
+
+
+def _is_mpeg(start: bytes) -> bool:
+  return start[:3] == b"ID3" or bool(_header(start))
+
+
+def _mpeg(content: Content) -> list[bytes]:
+  first = next(_frames(content), None)
+  if not first:
+    return []
+  info = _info(content, first)
+  rest = len(content) - first.place - info.size if info else 0
+  # Behind a stream there is nothing, or a tag. Cut short, it has its length.
+  if info and (rest <= 0 or not _frames_in(content, len(content) - rest)):
+    return []
+  streams: list[list[_Frame]] = []
+  for frame in _frames(content):
+    if (
+      not streams or frame.kind != streams[-1][0].kind or _info(content, frame)
+    ):
+      streams.append([])
+    streams[-1].append(frame)
+  if info and len(streams) == 1 and len(streams[0]) <= info.frames + _SLACK:
+    return []
+  return [_with_length(content, stream) for stream in streams]
+
+
+def _frames_in(content: Content, place: int) -> int:
+  """Whole MPEG frames from a place on, counted up to a few."""
+  found = 0
+  for _ in _frames(content, place):
+    found += 1
+    if found > _SLACK:
+      return found
+  return 0
+
+
+def _with_length(content: Content, stream: list[_Frame]) -> bytes:
+  """The stream, behind a first frame that tells its length."""
+  bodies = [content[f.place : f.place + f.size] for f in stream]
+  info = _info(content, stream[0])
+  if info and abs(info.frames + 1 - len(stream)) <= _SLACK:
+    return b"".join(bodies)
+  if info and len(stream) > 1:
+    bodies = bodies[1:]
+  audio = b"".join(bodies)
+  head = bytearray(audio[:4])
+  head[1] |= 1  # No checksum.
+  head[2] = head[2] & ~0xF2 | _HIGHEST  # Room enough, and no padding.
+  size = _header(bytes(head))[0]
+  version, _, mono = stream[0].kind
+  # libmpg123 drops its decoder's delay where the length is known. For no audio
+  # to be lost, a silent frame is put before, and that is dropped.
+  samples = 1_152 // version
+  audio = bytes(head).ljust(size, b"\0") + audio
+  body = bytes(head) + bytes(_side(version, mono)) + b"Xing"
+  for value in (3, len(bodies) + 1, size + len(audio)):
+    body += value.to_bytes(4, "big")
+  # LAME's fields: the samples before and behind the audio, 12 bits each.
+  body += b"LAME3.100".ljust(21, b"\0") + (
+    samples - _DELAY << 12 | _DELAY
+  ).to_bytes(3, "big")
+  return body.ljust(size, b"\0") + audio
+
+
+def _frames(content: Content, place: int = 0) -> Iterator[_Frame]:
+  """Yields the MPEG frames from a place on, tags and torn bytes left out."""
+  previous = None
+  while place + 4 <= len(content):
+    head = content[place : place + 10]
+    if head[:3] == b"ID3" and len(head) == 10:
+      sizes = [byte & 0x7F for byte in head[6:10]]
+      place += 10 + sum(s << 7 * i for i, s in enumerate(reversed(sizes)))
+      continue
+    found = _header(head[:4])
+    # Among other bytes, a header alone may be chance.
+    if found and previous != place:
+      after = content[place + found[0] : place + found[0] + 4]
+      following = _header(after)
+      if after and not (following and following[1] == found[1]):
+        found = None
+    if found and place + found[0] <= len(content):
+      yield _Frame(place, *found)
+      place += found[0]
+      previous = place
+      continue
+    place = content.find(b"\xff", place + 1)
+    if place < 0:
+      return
+
+
+def _header(head: bytes) -> tuple[int, tuple[int, int, bool]] | None:
+  """Bytes and kind of the frame of layer III with this header, if it is one."""
+  if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+    return None
+  division = {3: 1, 2: 2, 0: 4}.get(head[1] >> 3 & 3)
+  bit_rate, rate = head[2] >> 4, head[2] >> 2 & 3
+  if not division or bit_rate in (0, 15) or rate == 3:
+    return None
+  version = min(division, 2)
+  hertz = _RATES[rate] // division
+  size = 144_000 // version * _BIT_RATES[version][bit_rate] // hertz
+  return size + (head[2] >> 1 & 1), (version, hertz, head[3] >> 6 == 3)
+
+
+def _info(content: Content, frame: _Frame) -> _Info | None:
+  """What a frame of Xing's or VBRI's kind says, if it is one and says it."""
+  body = content[frame.place : frame.place + min(frame.size, 64)]
+  version, _, mono = frame.kind
+  checksum = 0 if body[1] & 1 else 2
+  for start in {4 + _side(version, mono), 4 + _side(version, mono) + checksum}:
+    if body[start : start + 4] in (b"Xing", b"Info"):
+      says = body[start + 4 : start + 16]
+      frames, size = says[4:8], says[8:12]
+      break
+  else:
+    if body[36:40] != b"VBRI":
+      return None
+    says, frames, size = b"\0\0\0\3", body[50:54], body[46:50]
+  if says[3] & 3 != 3:
+    return None
+  return _Info(int.from_bytes(frames, "big"), int.from_bytes(size, "big"))
+
+
+def _side(version: int, mono: bool) -> int:
+  """Bytes between a frame's header and Xing's name: its side information."""
+  return {1: 32, 2: 17}[version] if not mono else {1: 17, 2: 9}[version]
