@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import filelock
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import jiwer
 import numpy as np
 import pytest
+import sklearn.dummy
 import soundfile
 import torch
 import transformers
@@ -493,6 +495,25 @@ def test_texts_are_read_as_people_type_them():
   assert len({*map(len, (ctc.BLANK, ctc.EOS, ctc.UNKNOWN))}) == 1
 
 
+@pytest.mark.parametrize(
+  "text",
+  ["हिन्दी भाषा", "ภาษาไทย ดี", "מִלָּה אַחַת", "cafe\u0301 nai\u0308ve", "தமிழ் மொழி"],
+)
+def test_words_are_those_that_jiwer_counts(text):
+  said = ctc._plain(text).split()
+  counted = jiwer.process_words(text, " ".join(said))
+  assert len(counted.references[0]) == len(said) == 1 + text.count(" ")
+  plain = unicodedata.normalize("NFC", text)
+  assert jiwer.cer(plain, " ".join(said)) == 0
+
+
+def test_words_have_no_joiners_and_one_spelling():
+  assert ctc._plain(
+    "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+  ) == ("\u0646\u0645\u06cc\u062e\u0648\u0627\u0647\u0645")
+  assert ctc._plain("cafe\u0301") == ctc._plain("caf\u00e9")
+
+
 def test_clips_of_verification_are_cropped_anywhere():
   config = settings("asv")
   task, _ = TASKS["asv"].make(config, splits(config))
@@ -739,3 +760,28 @@ def test_wrong_usage_is_one_line_and_a_status(args, status, said):
   done = door("probe", "--config=configs/probe.py", *args)
   assert (done.returncode, done.stdout) == (status, "")
   assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_guessing_is_scikit_learns_dummy():
+  rng = np.random.default_rng(0)
+  label = {
+    k: rng.choice(4, n, p=(0.5, 0.3, 0.1, 0.1))
+    for k, n in (("train", 200), ("test", 50))
+  }
+  targets = {split: {"slot0": values} for split, values in label.items()}
+  dummy = sklearn.dummy.DummyClassifier(strategy="most_frequent")
+  dummy.fit(np.zeros((200, 1)), label["train"])
+  expected = dummy.score(np.zeros((50, 1)), label["test"])
+  assert classify._guess(targets) == pytest.approx(expected)
+
+
+def test_a_table_says_what_its_clips_can_tell():
+  result = {"task": "ks", "metric": "accuracy", "encoder": "model"}
+  result |= {"test": 0.1, "std": None, "baselines": {}, "guess": 0.25}
+  few = run.table([result | {"clips": {"test": 11}}]).splitlines()[-1]
+  assert "ks: 11 test clips, of which guessing has 25.00 %" in few
+  # Two scores of 11 clips right with probability 0.1, by drawing them.
+  rng = np.random.default_rng(0)
+  one, other = rng.binomial(11, 0.1, (2, 100_000)) / 11
+  said = float(few.split("some ")[1].split()[0]) / 100
+  assert (abs(one - other) < said).mean() == pytest.approx(0.95, abs=0.04)

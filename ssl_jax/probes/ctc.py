@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+import unicodedata
 
 import jax
 import jax.numpy as jnp
@@ -145,9 +146,20 @@ def _decode(
 
 
 def _plain(text: str) -> str:
-  """Returns words and their apostrophes, a space between them."""
-  text = re.sub("[\u2019\u02bc]", "'", text)
-  return re.sub(r"[^\w']+|_", " ", text).strip()
+  """Returns words and their apostrophes, a space between them.
+
+  Letters, digits and combining marks of any script make a word; marks on their
+  letters are one character where Unicode has it (NFC). What only joins or
+  parts letters in print (Cf, as zero-width joiners) is left out.
+  """
+  text = re.sub("[\u2019\u02bc]", "'", unicodedata.normalize("NFC", text))
+  kinds = ((c, unicodedata.category(c)) for c in text)
+  kept = (
+    c if kind[0] in "LMN" or c == "'" else " "
+    for c, kind in kinds
+    if kind != "Cf"
+  )
+  return " ".join("".join(kept).split())
 
 
 def _characters(

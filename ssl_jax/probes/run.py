@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ def probe(
     "profile": config.profile,
     "corpus": corpus_name(config.data),
     "clips": {split: len(x.source.ids) for split, x in labelled.items()},
+    "guess": task.guess,
     "encoder": encoders[0].name,
     **first,
     "baselines": {
@@ -99,7 +101,7 @@ def probe(
 
 def short(result: dict[str, Any]) -> dict[str, Any]:
   """Returns what a person compares: no grid, no config."""
-  keys = ("task", "metric", "profile", "corpus", "encoder")
+  keys = ("task", "metric", "profile", "corpus", "clips", "guess", "encoder")
   of_each = ("dev", "test", "std", "learning_rate", "seeds", "CER")
   return (
     {key: result[key] for key in keys}
@@ -122,7 +124,20 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     scores = [_percent(x) for x in cells]
     label = f"{result['task']}, {result['metric']}, %"
     lines.append(f"{label:14}" + "".join(f"{score:>20}" for score in scores))
-  return "\n".join(lines)
+  return "\n".join([*lines, *map(_worth, results)])
+
+
+def _worth(result: dict[str, Any]) -> str:
+  """Returns what the test clips of a task can tell, as a line."""
+  clips, score = result["clips"]["test"], min(0.95, max(0.05, result["test"]))
+  # 95 % of the differences of two scores of equal encoders, each clip being
+  # right or wrong by itself.
+  noise = 1.96 * math.sqrt(2 * score * (1 - score) / clips)
+  guess = result["guess"]
+  return f"{result['task']}: {clips} test clips" + (
+    ("" if guess is None else f", of which guessing has {100 * guess:.2f} %")
+    + f"; differences below some {100 * noise:.0f} points are chance"
+  )
 
 
 def _percent(scores: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ class Task(NamedTuple):
     more: ([N] predictions, targets) -> further metrics, by name.
     crop: training clips are cropped to so many frames; 0: none is.
     weight_decay: of all parameters, decoupled.
+    guess: the metric of who does not listen, on the test clips; None: unknown.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Task(NamedTuple):
   more: Callable[[list[np.ndarray], dict[str, np.ndarray]], dict] | None = None
   crop: int = 0
   weight_decay: float = 0.0
+  guess: float | None = None
 
 
 class Labelled(NamedTuple):

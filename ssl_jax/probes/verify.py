@@ -86,6 +86,7 @@ def make(
     ).mean(),
     predict=lambda embedded: embedded,
     score=_eer,
+    guess=0.5,
     extra=lambda key: nn_xavier(key, (_WIDTH, len(names))),
     crop=num_frames(round(_CROP_SECONDS * SAMPLE_RATE)),
     weight_decay=_WEIGHT_DECAY,
