@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -234,7 +235,7 @@ def test_what_is_no_clip_is_named(encoder, clip, said):
 def test_wrong_input_is_one_line(encoder, audio, tmp_path):
   (tmp_path / "b").mkdir()
   one = sorted((audio / "s0").iterdir())[0]
-  twin = tmp_path / "b" / f"{one.stem}.wav"
+  twin = tmp_path / "b" / one.name
   shutil.copy(one, twin)
   outside = tmp_path / "m.jsonl"
   line = {"id": "../../x", "file": str(one)}
@@ -260,8 +261,8 @@ def test_wrong_input_is_one_line(encoder, audio, tmp_path):
     ("all", [tmp_path / "none"], "does not exist", None),
     (
       "all",
-      [one, tmp_path / "b" / f"{one.stem}.wav"],
-      "would both become",
+      [one, tmp_path / "b" / one.name],
+      "are both",
       None,
     ),
     ("all", [outside], "would leave --out", None),
@@ -271,6 +272,12 @@ def test_wrong_input_is_one_line(encoder, audio, tmp_path):
       run(encoder, layer, inputs, tmp_path / "out", probe=more)
     assert "\n" not in str(error.value)
   assert not (tmp_path / "out").exists()
+
+
+def test_names_lose_the_ending_of_audio_alone():
+  source = SimpleNamespace(ids=["utt.1", "utt.2", "a/b.wav", "c.wav", "c.flac"])
+  files = [file.as_posix() for file in extract.files_of(source, "npz")]
+  assert files == "utt.1.npz utt.2.npz a/b.npz c.wav.npz c.flac.npz".split()
 
 
 def test_the_door(workdir, audio, tmp_path):

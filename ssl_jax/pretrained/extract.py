@@ -1,5 +1,6 @@
 """Hidden states of audio files, written to files of their own."""
 
+import collections
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from ssl_jax import FRAME_WINDOW, SAMPLE_RATE, num_frames
 from ssl_jax import config as config_lib
 from ssl_jax.data.batch_plan import Rows
 from ssl_jax.data.pieces import Pieces
-from ssl_jax.data.sources import manifest
+from ssl_jax.data.sources import folder, manifest
 from ssl_jax.data.sources.source import AudioFiles, report_skipped
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
@@ -40,14 +41,15 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
       clips.append(manifest.Clip(path.name, str(path), {}))
     else:
       clips += manifest.find_clips(path, name)
-  taken: dict[Path, manifest.Clip] = {}
+  taken: dict[str, manifest.Clip] = {}
   for clip in clips:
-    other = taken.setdefault(_place(clip.id), clip)
+    other = taken.setdefault(clip.id, clip)
     if other.path != clip.path:
       raise UserError(
-        f"{other.path} and {clip.path} would both become {_place(clip.id)}: "
-        "give each an --out of its own"
+        f"{other.path} and {clip.path} are both {clip.id}: give each an --out "
+        "of its own, or their folder as an input"
       )
+  _places([*taken])
   source = manifest.open_clips([*taken.values()])
   long = np.flatnonzero(source.num_samples >= FRAME_WINDOW)
   skipped = source.skipped + [
@@ -63,16 +65,27 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
   return source
 
 
-def _place(clip: str) -> Path:
-  """The path of a clip's features, without the format's ending.
+def _places(clips: Sequence[str]) -> list[Path]:
+  """The paths of clips' features, without the format's ending.
+
+  An ending of audio is left out, unless clips differ in nothing else.
 
   Raises:
     UserError: outside of the folder.
   """
-  path = PurePosixPath(clip)
-  if path.is_absolute() or ".." in path.parts or not path.name:
-    raise UserError(f"clip {clip!r}: its features would leave --out")
-  return Path(path.with_suffix(""))
+  paths = [PurePosixPath(clip) for clip in clips]
+  for path in paths:
+    if path.is_absolute() or ".." in path.parts or not path.name:
+      raise UserError(f"clip {str(path)!r}: its features would leave --out")
+  stems = [
+    path.with_suffix("") if path.suffix.lower() in folder.EXTENSIONS else path
+    for path in paths
+  ]
+  taken = collections.Counter(stems) + collections.Counter(set(paths))
+  return [
+    Path(stem if stem == path or taken[stem] == 1 else path)
+    for path, stem in zip(paths, stems)
+  ]
 
 
 def states_of(
@@ -172,7 +185,7 @@ class _Plan:
 def files_of(source: AudioFiles, kind: str) -> list[Path]:
   """Returns the path of each clip's features, within --out."""
   return [
-    _place(clip).with_name(f"{_place(clip).name}.{kind}") for clip in source.ids
+    place.with_name(f"{place.name}.{kind}") for place in _places(source.ids)
   ]
 
 
