@@ -74,6 +74,39 @@ def test_hidden_states_equal_those_of_the_model_that_was_saved(
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_feature_extractor_in_a_processors_file_is_heeded(
+  normalize, tmp_path
+):
+  make("ctc").save_pretrained(tmp_path)
+  (tmp_path / "vocab.json").write_text('{"<pad>": 0, "a": 1, "|": 2}')
+  processor = transformers.Wav2Vec2Processor(
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize),
+    transformers.Wav2Vec2CTCTokenizer(tmp_path / "vocab.json"),
+  )
+  processor.save_pretrained(tmp_path)
+  if not (tmp_path / "preprocessor_config.json").exists():  # Version 5.
+    assert "do_normalize" in (tmp_path / "processor_config.json").read_text()
+  config = load_encoder(f"hf:{tmp_path}").config
+  assert config.frontend.normalize_waveform == normalize
+
+
+def test_what_is_assumed_is_said_and_what_would_be_wrong_refused(
+  tmp_path, caplog
+):
+  make("hubert").save_pretrained(tmp_path / "bare")
+  load_encoder(f"hf:{tmp_path}/bare")
+  assert "clips are taken to be normalised" in caplog.text
+  extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=8_000)
+  extractor.save_pretrained(tmp_path / "bare")
+  with pytest.raises(UserError, match="audio at 8000 Hz"):
+    load_encoder(f"hf:{tmp_path}/bare")
+  adapted = make("wav2vec2", add_adapter=True, output_hidden_size=32)
+  adapted.save_pretrained(tmp_path / "adapted")
+  with pytest.raises(UserError, match="adapter"):
+    load_encoder(f"hf:{tmp_path}/adapted")
+
+
 def test_older_keys_shards_and_half_precision_are_read(tmp_path):
   model = make("hubert")
   model.save_pretrained(tmp_path / "whole")

@@ -4,6 +4,7 @@ A directory holds config.json, preprocessor_config.json and safetensors; models
 with a head on top (ForCTC, ForPreTraining ...) give their encoder.
 """
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.config import validate
 from ssl_jax.errors import UserError, one_line
@@ -65,7 +67,7 @@ def read(folder: Path) -> tuple[ConfigDict, Any]:
     return np.stack(each)
 
   params = jax.tree_util.tree_map_with_path(leaf, shapes)
-  inside = ("encoder.", "feature_extractor.", "feature_projection.")
+  inside = ("adapter.", "encoder.", "feature_extractor.", "feature_projection.")
   if left := sorted(n for n in weights.keys() - used if n.startswith(inside)):
     raise UserError(f"{folder}: weights {left[0]!r} have no place in it here")
   return config, params
@@ -162,11 +164,7 @@ def _read_config(folder: Path) -> tuple[ConfigDict, hf_names.Layout]:
   }
   flat["frontend.grad_mult"] = 1.0
   flat["objective.name"] = kind
-  flat["frontend.normalize_waveform"] = True
-  if (folder / "preprocessor_config.json").exists():
-    extractor = _read_json(folder / "preprocessor_config.json")
-    # A feature extractor normalises unless it says otherwise.
-    flat["frontend.normalize_waveform"] = extractor.get("do_normalize", True)
+  flat["frontend.normalize_waveform"] = _normalizes(folder)
   try:
     for key, value in flat.items():
       section, name = key.split(".")
@@ -177,6 +175,37 @@ def _read_config(folder: Path) -> tuple[ConfigDict, hf_names.Layout]:
     message = " ".join(str(error).split())
     raise UserError(f"{folder}/config.json: {message}") from error
   return config, layout
+
+
+def _normalizes(folder: Path) -> bool:
+  """Tells whether clips are normalised, as the feature extractor there says.
+
+  Raises:
+    UserError: it is for audio of another rate, or cannot be read.
+  """
+  alone = folder / "preprocessor_config.json"
+  # Where a tokenizer is beside it, transformers 5 saves both in one file.
+  joined = folder / "processor_config.json"
+  extractor = None
+  if alone.exists():
+    extractor = _read_json(alone)
+  elif joined.exists():
+    extractor = _read_json(joined).get("feature_extractor")
+  if not isinstance(extractor, dict):
+    logging.getLogger("ssl_jax").warning(
+      "%s has no %s: clips are taken to be normalised, which is the default of "
+      "transformers",
+      folder,
+      alone.name,
+    )
+    return True
+  rate = extractor.get("sampling_rate", SAMPLE_RATE)
+  if rate != SAMPLE_RATE:
+    raise UserError(
+      f"{folder} is of audio at {rate} Hz; encoders here hear {SAMPLE_RATE} Hz"
+    )
+  # It normalises unless it says otherwise.
+  return extractor.get("do_normalize", True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
