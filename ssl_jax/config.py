@@ -44,6 +44,7 @@ SIZES = {
   "base": (12, 768, 3072, 12),
   "large": (24, 1024, 4096, 16),
 }
+MADE_BY = "made_by"  # In a saved config: who made it; no knob.
 _BUDGETS = ("updates", "flops", "match")
 
 
@@ -147,6 +148,7 @@ def differing(
   here = flatten(ConfigDict(json.loads(to_json(config))))
   defaults = flatten(ConfigDict(json.loads(to_json(base()))))
   saved = defaults | flatten(ConfigDict(there))
+  others = {*_objective_sections()} - {config.objective.name}
   free = {
     key
     for key, knob in declared.items()
@@ -156,7 +158,14 @@ def differing(
     f"{key}: {saved.get(key)!r} there, {here.get(key)!r} here"
     for key in sorted((saved.keys() | here.keys()) - free)
     if saved.get(key) != here.get(key)
+    and key.partition(".")[0] not in {MADE_BY, *others}
   ]
+
+
+def _objective_sections() -> Iterable[str]:
+  from ssl_jax import objectives
+
+  return objectives.sections()
 
 
 def set_size(config: ConfigDict, size: str) -> None:
@@ -206,6 +215,19 @@ def parse_arg(arg: str | None, **defaults: str) -> dict[str, str]:
   return values
 
 
+def check_file(file: str) -> None:
+  """Checks that there is a config of that name.
+
+  Raises:
+    UserError: there is none; says which was meant.
+  """
+  if os.path.isfile(file) and file.endswith(".py"):
+    return
+  folders = {Path(file).parent, Path("configs")}
+  there = [str(path) for folder in folders for path in folder.glob("*.py")]
+  raise UserError(f"no config file {file!r}; {nearest(file, there)}")
+
+
 def load(path: str) -> ConfigDict:
   """Reads the config of `FILE.py:ARGUMENT`, as --config takes it.
 
@@ -213,8 +235,7 @@ def load(path: str) -> ConfigDict:
     UserError: there is no such file, or no such argument.
   """
   file, _, arg = path.partition(":")
-  if not os.path.isfile(file) or not file.endswith(".py"):
-    raise UserError(f"no config file {file!r} (of {path!r})")
+  check_file(file)
   spec = importlib.util.spec_from_file_location(Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
   try:

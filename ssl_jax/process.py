@@ -13,17 +13,28 @@ from pathlib import Path
 
 stopping = threading.Event()  # Set when this process was told to stop soon.
 PARENT = "SSL_JAX_PARENT"  # The variable with the id of such a process.
+# What the numbers of a run rest on, in JAX's own variables: what a user set for
+# another program must not change them, nor make checkpoints unreadable.
+_PINNED = {
+  "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+  "JAX_DISABLE_JIT": "0",
+  "JAX_ENABLE_X64": "0",
+  "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+  "JAX_NUMPY_RANK_PROMOTION": "allow",
+  "JAX_THREEFRY_PARTITIONABLE": "1",
+}
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def prepare() -> None:
-  """Keeps compiled programs for the next process and memory for the next step.
+  """Pins JAX's settings; keeps compiled programs and memory for what is next.
 
   Compiled programs lie in ~/.cache/ssl_jax/compiled, or where
   JAX_COMPILATION_CACHE_DIR says; nowhere, if that cannot be written. A process
   that another started as `PARENT` says stops when that one is gone.
   """
+  os.environ.update(_PINNED)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = _compiled()
     with contextlib.suppress(OSError):

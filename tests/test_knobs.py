@@ -1,7 +1,11 @@
 """Each knob has one declaration, which everything else asks."""
 
 import json
+import re
+import shlex
+import sys
 
+import jax
 import pytest
 
 from ssl_jax import config as config_lib
@@ -81,6 +85,31 @@ def test_a_workdir_of_a_version_without_a_knob_is_resumed(tmp_path):
   workdir_lib.claim(tmp_path, config_lib.base())
   with pytest.raises(UserError, match=r"encoder.layerdrop: 0.05 there, 0.2"):
     workdir_lib.claim(tmp_path, changed("encoder.layerdrop", 0.2))
+
+
+def test_knobs_of_other_objectives_cannot_strand_a_run(tmp_path):
+  saved = json.loads(config_lib.to_json(config_lib.base()))
+  saved["tera"]["time_swap"] = 0.3
+  saved["made_by"] = {"version": "0"}
+  assert not config_lib.differing(saved, config_lib.base(), "resume")
+  saved["hubert"]["final_dim"] = 128
+  (line,) = config_lib.differing(saved, config_lib.base(), "resume")
+  assert line.startswith("hubert.final_dim")
+
+
+def test_a_workdir_says_who_made_it(tmp_path):
+  workdir_lib.claim(tmp_path, config_lib.base())
+  made = json.loads((tmp_path / "config.json").read_text())["made_by"]
+  assert made["jax"] == jax.__version__
+  assert made["command"] == shlex.join(sys.argv)
+  assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", made["commit"] or "0" * 40)
+  workdir_lib.claim(tmp_path, config_lib.base())  # It is no other config.
+
+
+def test_another_length_is_refused_with_the_ways_there_are(tmp_path):
+  workdir_lib.claim(tmp_path, config_lib.base())
+  with pytest.raises(UserError, match=r"another length .*--init_from=.*trunk"):
+    workdir_lib.claim(tmp_path, changed("budget.updates", 7))
 
 
 def test_every_role_is_used_and_said():

@@ -1,6 +1,8 @@
 """What is set of a process before JAX starts in it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +30,19 @@ def test_compiled_programs_are_kept_in_the_cache_of_the_user(tmp_path, prepare):
 def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, prepare):
   (tmp_path / "file").touch()
   assert prepare(tmp_path / "file") is None
+
+
+def test_settings_that_numbers_rest_on_are_pinned(
+  monkeypatch, tmp_path, prepare
+):
+  monkeypatch.setenv("JAX_ENABLE_X64", "1")
+  monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
+  prepare(tmp_path)
+  ask = "import jax; print(jax.numpy.ones(1).dtype, jax.random.key(0).dtype)"
+  said = subprocess.run(
+    [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+  )
+  assert said.stdout.split() == ["float32", "key<fry>"]
 
 
 def test_the_users_choice_stays(monkeypatch):

@@ -163,8 +163,9 @@ class Checkpoints:
       return None
     problems = "; ".join(f"update {at}: {why}" for at, why in damaged.items())
     raise UserError(
-      f"no checkpoint in {self._folder} can be read ({problems}): bring one "
-      "back, or remove the folder to start over"
+      f"no checkpoint in {self._folder} can be read ({problems}). They stay as "
+      "they are: bring one back, or go on with the version of jax that "
+      "config.json names (made_by); another --workdir starts over"
     )
 
   def wait(self) -> None:

@@ -1,11 +1,17 @@
 """The files of a run beside its checkpoints: config.json and result.json."""
 
 import json
+import platform
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+import ssl_jax
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.devices import chips
@@ -26,11 +32,43 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     if path.exists():
       _check_same(read_object(path), config, workdir)
     else:
-      write_atomically(path, config_lib.to_json(config) + "\n")
+      saved = json.loads(config_lib.to_json(config))
+      saved[config_lib.MADE_BY] = made_by()
+      write_atomically(path, json.dumps(saved, indent=2) + "\n")
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise UserError(
       f"--workdir={workdir} cannot be used ({error}); choose another"
     ) from error
+
+
+def made_by() -> dict[str, Any]:
+  """Returns what made a run: version, commit, jax, python, command.
+
+  `commit` is None outside of a git checkout; it ends in `-dirty` where files
+  differ from it.
+  """
+  root = Path(ssl_jax.__file__).parents[1]
+  git = [
+    "git",
+    "-C",
+    str(root),
+    "describe",
+    "--always",
+    "--abbrev=40",
+    "--dirty",
+  ]
+  try:
+    done = subprocess.run(git, capture_output=True, text=True, timeout=10)
+    commit = done.stdout.strip() if (root / ".git").exists() else ""
+  except (OSError, subprocess.SubprocessError):
+    commit = ""
+  return {
+    "version": ssl_jax.__version__,
+    "commit": commit or None,
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+    "command": shlex.join(sys.argv),
+  }
 
 
 def claim_data(workdir: Path, data: dict[str, Any], trunk: str) -> None:
@@ -77,11 +115,22 @@ def _check_data(path: Path, data: dict[str, Any], said: str) -> None:
 
 
 def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
-  if differing := config_lib.differing(old, config, "resume"):
+  differing = config_lib.differing(old, config, "resume")
+  if not differing:
+    return
+  if all(line.startswith("budget.") for line in differing):
     raise UserError(
-      f"--workdir={workdir} holds a run of another config; "
-      f"choose another workdir or undo: {'; '.join(differing)}"
+      f"--workdir={workdir} holds a run of another length "
+      f"({'; '.join(differing)}), for which its learning rate was made: to use "
+      f"what it learned, choose another workdir and --init_from={workdir}; to "
+      "extend runs without loss, let the first save before its decay "
+      "(config.optimizer.decay_fraction=0.2, config.checkpoint.at) and the "
+      "longer one branch off (config.budget.trunk)"
     )
+  raise UserError(
+    f"--workdir={workdir} holds a run of another config; "
+    f"choose another workdir or undo: {'; '.join(differing)}"
+  )
 
 
 def make_result(
@@ -124,6 +173,7 @@ def make_result(
     and spent["flops"] / spent["train_seconds"] / peak / header["devices"],
     "devices": header["devices"],
     "device_kind": header["device_kind"],
+    config_lib.MADE_BY: made_by(),
   }
 
 
