@@ -136,6 +136,10 @@ def _parse(arguments: str, needs_config: bool) -> list[str]:
     if given.get("config"):
       if os.path.isdir(file := FLAGS["config"].config_filename):
         raise UsageError(f"--config={file} is a folder: give a file of it")
+      try:
+        config_lib.check_file(file.partition(":")[0])
+      except UserError as error:
+        raise UsageError(f"--config: {error}") from error
       FLAGS.config.items()  # A file that could not be read fails here.
       if "budget" in FLAGS.config:
         overrides = FLAGS["config"].override_values

@@ -7,7 +7,7 @@
 Says whether the step fits the chips' memory, what it sends between them, and
 how fast it could be at best. The step is that of the longest bucket, the batch
 as large as config.batch.seconds; minutes of compilation on a CPU host. Needs
-`pip install 'ssl_jax[tpu]'`. XLA counts a loop's body once: its own counts,
+`pip install '.[tpu]'`. XLA counts a loop's body once: its own counts,
 xla_*, are too few with encoder.scan_layers or microbatches. The last line on
 stdout is a JSON object.
 """
@@ -37,7 +37,7 @@ def main() -> dict:
   chip, name, chips = chips.topology(_TOPOLOGY.value)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
-      "the TPU compiler is not installed: pip install 'ssl_jax[tpu]', on any "
+      "the TPU compiler is not installed: pip install '.[tpu]', on any "
       "x86-64 Linux host"
     )
   # libtpu would ask a TPU VM for these; arrays are on the CPU.

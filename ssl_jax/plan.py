@@ -33,7 +33,7 @@ _DEVICE_HOURS = flags.DEFINE_float(
   "device_hours",
   None,
   "Hours to train on all of --device together, in place of --budget.",
-  0.0,
+  1e-6,
 )
 _MFU = flags.DEFINE_float(
   "mfu",
@@ -75,7 +75,7 @@ def main() -> dict:
   from ssl_jax.devices import chips
   from ssl_jax.errors import UsageError, check_choice
   from ssl_jax.measure import calibrate
-  from ssl_jax.objectives import OBJECTIVES
+  from ssl_jax.objectives import OBJECTIVES, make_objective
   from ssl_jax.objectives.inputs import num_params
 
   if (_BUDGET.value is None) == (_DEVICE_HOURS.value is None):
@@ -113,7 +113,14 @@ def main() -> dict:
     )
   flops = _BUDGET.value or _DEVICE_HOURS.value * 3600 * speed
   made = planner.plan(
-    law, laws, setting, flops, candidates, batch_seconds, _HOURS.value
+    law,
+    laws,
+    setting,
+    flops,
+    candidates,
+    batch_seconds,
+    _HOURS.value,
+    make_objective(configs["100"]).guess(),
   )
   made["setting"] = setting
   made["command"] = planner.command(

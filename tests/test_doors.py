@@ -1,5 +1,9 @@
 """Every command starts in an interpreter of its own, and as its fork does."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 from doors import ROOT, fresh
 
@@ -23,3 +27,39 @@ def test_a_command_starts(name):
   assert (wrong.returncode, wrong.stdout) == (2, "")
   (line,) = wrong.stderr.splitlines()
   assert line.startswith("error: ") and "nothing" in line
+
+
+def python(*args):
+  return subprocess.run(
+    [sys.executable, "-m", *args], cwd=ROOT, capture_output=True, text=True
+  )
+
+
+def test_the_package_lists_them():
+  listed = python("ssl_jax")
+  assert listed.returncode == 0 and not listed.stderr
+  names = re.findall(r"python -m ssl_jax\.(\w+)", listed.stdout)
+  assert sorted(names) == DOORS
+
+
+@pytest.mark.parametrize(
+  "args, said",
+  [
+    (["ssl_jax", "train"], "no command 'train'; python -m ssl_jax.main"),
+    (["ssl_jax.train", "--x"], "no command 'train'; python -m ssl_jax.main"),
+    (["ssl_jax", "prob"], "did you mean 'probe'?"),
+    (["ssl_jax", "plan"], "python -m ssl_jax.plan"),
+  ],
+)
+def test_what_is_no_command_says_which_is(args, said):
+  done = python(*args)
+  assert (done.returncode, done.stdout) == (2, "")
+  (line,) = done.stderr.splitlines()
+  assert said in line
+
+
+def test_a_config_that_is_not_there_says_which_is():
+  done = fresh("main", "--config=configs/smok.py")
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert "did you mean 'configs/smoke.py'?" in line

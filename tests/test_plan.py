@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,21 @@ def test_a_budget_is_a_size_and_a_command(slim):
   assert found["outside"] == []
 
 
+def test_the_least_budget_that_is_named_is_planned():
+  _, _, err = plan("--budget=1e12")
+  number, unit = re.search(r"([\d.]+) (.)FLOP are the least", err).groups()
+  least = float(number) * {"T": 1e12, "P": 1e15}[unit]
+  status, found, _ = plan(f"--budget={1.01 * least}")
+  assert status == 0
+  assert found["predicted_loss"] < math.log(100) and found["updates"] >= 100
+  assert plan(f"--budget={0.8 * least}")[0] == 1
+
+
+def test_few_hours_repeated_are_told_of():
+  _, found, err = plan("--budget=1.3e18", "--hours=10")
+  assert f"{found['epochs']:.3g} epochs of 10 h" in err
+
+
 def test_hours_of_a_device_are_a_budget():
   status, found, err = plan(
     "--device=v5e-8",
@@ -199,6 +215,9 @@ def test_hours_of_a_device_are_a_budget():
     (["--device_hours=1"], 2, "needs --device"),
     (["--budget=1e17", "--price=3"], 2, "give one"),
     (["--budget=-1"], 2, "budget"),
+    (["--budget=1e12"], 1, "buys no model that is better than a guess"),
+    (["--device=h100", "--device_hours=0"], 2, "device_hours"),
+    (["--device=v5e8", "--device_hours=1"], 1, "did you mean 'v5e-8'?"),
     (["--device_hours=1", "--device=v55"], 1, "unknown --device='v55'"),
     (["--budget=1e17", "--runs=nowhere"], 1, "no finished run"),
     (["--budget=1e17", "--family=configs/no.py"], 1, "no config file"),

@@ -19,6 +19,9 @@ from ssl_jax.text import two_columns
 
 # So many own runs of one setting are fitted without the published ones.
 _ENOUGH = 8
+# Fewer updates are no training run; epochs of more are of few hours repeated,
+# of which the law knows nothing (paper.md, "Data size").
+_LEAST_UPDATES, _MOST_EPOCHS = 100, 100
 
 
 def read_runs(folder: Path) -> list[Point]:
@@ -104,6 +107,7 @@ def plan(
   candidates: Sequence[Candidate],
   batch_seconds: float,
   hours: float,
+  guess: float | None = None,
 ) -> dict[str, Any]:
   """Returns what to train for a budget.
 
@@ -115,6 +119,10 @@ def plan(
     candidates: models.
     batch_seconds: of audio an update.
     hours: of the corpus.
+    guess: loss of guessing, where it is known.
+
+  Raises:
+    UserError: the budget is too small for a model that is better than a guess.
 
   Returns:
     size, params, updates, flops, audio_hours, epochs, predicted_loss (nats),
@@ -122,12 +130,32 @@ def plan(
     interval, and outside: what lies outside the runs the law was fitted to.
   """
   ranked = law_lib.rank(law, setting, flops, candidates)
+  least = batch_seconds * _LEAST_UPDATES
+  if ranked[0].audio_seconds < least or ranked[0].loss >= (guess or math.inf):
+    enough = flops
+    while enough < 1e30:
+      enough *= 1.1
+      best = law_lib.rank(law, setting, enough, candidates)[0]
+      if best.audio_seconds >= least and best.loss < (guess or math.inf):
+        break
+    raise UserError(
+      f"a budget of {readable(flops)}FLOP buys no model that is better than a "
+      f"guess: {readable(enough)}FLOP are the least; for less, try "
+      "--config=configs/smoke.py of ssl_jax.main"
+    )
   costs = {
     candidate.name: candidate.flops_per_second for candidate in candidates
   }
 
   def described(choice: law_lib.Choice) -> dict[str, Any]:
     updates = int(choice.audio_seconds / batch_seconds)
+    epochs = choice.audio_seconds / 3600 / hours
+    outside = law.outside(choice.params, choice.audio_seconds)
+    if epochs > _MOST_EPOCHS:
+      outside.append(
+        f"{epochs:.3g} epochs of {hours:g} h: few hours repeated so often are "
+        "worth less than the law, which is of more, expects"
+      )
     band = law_lib.interval(
       law, laws, choice.params, choice.audio_seconds, setting
     )
@@ -137,10 +165,10 @@ def plan(
       "updates": updates,
       "flops": updates * batch_seconds * costs[choice.name],
       "audio_hours": choice.audio_seconds / 3600,
-      "epochs": choice.audio_seconds / 3600 / hours,
+      "epochs": epochs,
       "predicted_loss": choice.loss,
       "interval": band,
-      "outside": law.outside(choice.params, choice.audio_seconds),
+      "outside": outside,
     }
 
   best = law_lib.optimum(law, setting, flops, candidates)

@@ -85,6 +85,10 @@ def parse(device: str) -> tuple[str, int]:
   """
   name, _, count = device.lower().partition("-")
   if name not in _PEAK:
+    known = "|".join(_PEAK)
+    if undashed := re.fullmatch(rf"({known})[ _x:]*([0-9]{{1,9}})", name):
+      name = "-".join(undashed.groups())
+      raise UserError(f"unknown --device={device!r}; did you mean {name!r}?")
     raise UserError(
       f"unknown --device={device[:80]!r}; {nearest(name[:80], _PEAK)}"
     )

@@ -75,9 +75,7 @@ def run(
   if against:
     for library in ("torch", "transformers"):
       if importlib.util.find_spec(library) is None:
-        raise UserError(
-          f"--against=hf needs {library}: pip install 'ssl_jax[test]'"
-        )
+        raise UserError(f"--against=hf needs {library}: pip install '.[test]'")
     theirs = given | {"architecture": _architecture(config)}
     if work_name == "step":
       theirs["masked"] = _masked(config, rows, given["length"])

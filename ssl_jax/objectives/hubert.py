@@ -6,6 +6,8 @@ the batch (iteration 2; `ssl_jax.label`). Several at once each get their own
 projection and embeddings; their losses add up.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +204,9 @@ class Hubert(Objective):
       raise UserError(
         f"config.hubert.clusters={hubert.clusters!r}: expected whole numbers"
       )
+
+  def guess(self) -> float | None:
+    return sum(math.log(clusters) for _, clusters in self._sets())
 
   def setting(self) -> str:
     hubert = self.config.hubert

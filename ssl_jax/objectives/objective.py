@@ -119,6 +119,10 @@ class Objective(nn.Module):
       UserError: naming the knobs that do not go together.
     """
 
+  def guess(self) -> float | None:
+    """Returns the loss of guessing evenly, nats; None: no config tells it."""
+    return None
+
   def setting(self) -> str:
     """Returns, as text, the knobs that losses must share to be comparable."""
     return ""
