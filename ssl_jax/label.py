@@ -16,7 +16,10 @@ picture. Killed, the same command goes on. The last line on stdout is a JSON
 object.
 """
 
+import logging
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,9 @@ _LAYER = flags.DEFINE_string(
 )
 _CLUSTERS = flags.DEFINE_integer(
   "clusters",
-  500,
-  "Number of clusters of k-means.",
+  None,
+  "Number of clusters of k-means. Default: as many as the checkpoint's HuBERT "
+  "was trained on, else 500.",
   lower_bound=2,
   upper_bound=2**16 - 2,
 )
@@ -75,7 +79,7 @@ def main() -> dict:
   from ssl_jax.pretrained.load import load_encoder
   from ssl_jax.signal import fbank
 
-  config, layer = cli.FLAGS.config, _LAYER.value
+  config, layer, clusters = cli.FLAGS.config, _LAYER.value, _CLUSTERS.value
   if layer.isdecimal():
     layer = str(int(layer[:9]))  # 06 is 6.
   validate(config)
@@ -84,6 +88,7 @@ def main() -> dict:
     folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
     with alone(folder, f"--workdir={folder}"):
       return _reported(folder, fairseq.import_labels(_open(config), km, folder))
+  as_trained: dict[str, Any] = {}
   if layer == "mfcc":
     states, origin, beside = fbank.mfcc_at_frames, None, Path("runs")
   elif not layer.isdecimal():
@@ -97,7 +102,10 @@ def main() -> dict:
     encoder = load_encoder(_CHECKPOINT.value)
     states, origin = encoder.states(int(layer)), encoder.origin
     beside = encoder.workdir
-  folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{_CLUSTERS.value}")
+    as_trained, trained_on = _as_trained(config, beside / "config.json")
+    clusters = clusters or trained_on
+  clusters = clusters or 500
+  folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{clusters}")
   sources = _open(config)
   if _KM.value:
     fairseq.check_files(sources)
@@ -107,14 +115,77 @@ def main() -> dict:
       config,
       sources,
       sharding.suited(by_row, states),
-      _CLUSTERS.value,
+      clusters,
       {"layer": layer, "checkpoint": origin},
       folder,
       by_row,
     )
     if _KM.value:
       fairseq.export_labels(folder, sources)
+  _say_next(config, folder, clusters, as_trained)
   return _reported(folder, header)
+
+
+def _as_trained(config: Any, path: Path) -> tuple[dict[str, Any], int | None]:
+  """Takes what is not given of the data from the encoder's run.
+
+  Args:
+    config: of the command; changed in place. Its corpus stays where a key says
+      which that is.
+    path: of the run's config.json, if there is one.
+
+  Returns:
+    {key: value} of what was changed; the clusters the run was trained on.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  from ssl_jax.config import knobs
+  from ssl_jax.files import read_object
+
+  if not path.exists():
+    return {}, None
+  try:
+    saved = read_object(path)
+    data, hubert = saved["data"], saved["hubert"]["clusters"]
+    is_hubert = saved["objective"]["name"] == "hubert"
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(f"{path} is damaged ({error}): bring it back") from error
+  given = {*cli.FLAGS["config"].override_values}
+  changed = {}
+  where = {k for k, x in knobs().items() if x.role == "place"} | {"data.source"}
+  if not given & where:
+    for key, value in data.items():
+      value = tuple(value) if isinstance(value, list) else value
+      old = config.data.get(key)
+      if f"data.{key}" not in given and old is not None and old != value:
+        config.data[key] = changed[f"data.{key}"] = value
+  if changed:
+    logging.getLogger("ssl_jax").info(
+      "%14s  as the encoder's: %s",
+      "data",
+      ", ".join(f"{key}={value}" for key, value in changed.items()),
+    )
+  return changed, hubert[0] if is_hubert and len(hubert) == 1 else None
+
+
+def _say_next(
+  config: Any, folder: Path, clusters: int, as_trained: dict[str, Any]
+) -> None:
+  """Tells the command that trains on the labels."""
+  given = [word for word in sys.argv[1:] if word.startswith("--config")]
+  changed = as_trained | {
+    "hubert.labels": str(folder),
+    "hubert.clusters": (clusters,),
+  }
+  if config.objective.name != "hubert":
+    changed["objective.name"] = "hubert"
+  words = [f"--config.{key}={value}" for key, value in changed.items()]
+  logging.getLogger("ssl_jax").info(
+    "%14s  %s",
+    "to train on it",
+    shlex.join(["python", "-m", "ssl_jax.main", *given, *words]),
+  )
 
 
 def _open(config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import types
 from pathlib import Path
@@ -660,6 +661,43 @@ def test_the_door_labels_on_two_devices_as_on_one(audio, run, labelled):
     del saved["splits"][split]["usage"]
   assert result["splits"] == saved["splits"]
   assert result["inertia"] == pytest.approx(header["inertia"], rel=1e-4)
+
+
+def test_the_next_iteration_is_of_the_data_that_the_encoder_heard(
+  run, tmp_path
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(run, workdir)
+  saved = json.loads((workdir / "config.json").read_text())
+  saved["hubert"] |= {"labels": "mfcc", "clusters": [CLUSTERS]}
+  (workdir / "config.json").write_text(json.dumps(saved))
+  process = start_label(
+    "--config=configs/smoke.py:size=2x32x64x4",  # Of another corpus.
+    "--config.kmeans.num_restarts=1",
+    "--config.data.min_seconds=0.5",
+    f"--checkpoint={workdir}",
+    "--layer=1",
+  )
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  result = json.loads(out.splitlines()[-1])
+  assert result["workdir"].endswith(f"labels-1-{CLUSTERS}")
+  (line,) = [x for x in err.splitlines() if "to train on it" in x]
+  words = shlex.split(line.partition("to train on it")[2])
+  assert words[:3] == ["python", "-m", "ssl_jax.main"]
+  assert "--config.data.min_seconds=0.5" in words
+  done = doors.door("main", *words[3:], "--dry_run")
+  assert done.returncode == 0, done.stderr
+  # Given a corpus of its own, a command is of that.
+  process = start_label(
+    "--config=configs/smoke.py",
+    "--config.data.source=embedded",
+    f"--checkpoint={workdir}",
+    f"--workdir={result['workdir']}",
+    "--layer=1",
+  )
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 1 and "labels of another corpus" in err
 
 
 def test_wrong_usage_is_one_line_and_a_status(run, tmp_path):
