@@ -1,8 +1,9 @@
-"""The end of a run: a table and a picture of its losses."""
+"""A picture of a run's losses, and the table at its end."""
 
 import io
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,23 @@ _CURVES = Path(__file__).parent / "curves"
 _log = logging.getLogger("ssl_jax")
 
 
+class Picture:
+  """Keeps `loss.png` current, for at most a hundredth of a run's time."""
+
+  def __init__(self, workdir: Path):
+    self._workdir, self._next = workdir, 0.0
+
+  def draw(self) -> None:
+    """Draws the losses, unless that was done too shortly before."""
+    began = time.monotonic()
+    if began >= self._next:
+      try_to_draw(self._workdir)
+      now = time.monotonic()
+      self._next = now + 99 * (now - began)
+
+
 def try_to_draw(workdir: Path) -> None:
-  """Draws `loss.png`; a failure is a warning, as the run itself is complete."""
+  """Draws `loss.png`; a failure is a warning."""
   try:
     draw_losses(workdir)
   except Exception as error:  # Nothing depends on the picture.
@@ -33,15 +49,16 @@ def draw_losses(workdir: Path) -> Path:
   """Draws `loss.png` of a workdir; returns its path.
 
   Beside the loss is its share of the loss at chance, with a healthy short run
-  of the same objective behind it, where there is one.
+  of the same objective behind it, where there is one of the same audio.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
-  name = json.loads((workdir / "config.json").read_text())["objective"]["name"]
+  config = json.loads((workdir / "config.json").read_text())
+  name = config["objective"]["name"]
   main = _main(name)
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
   healthy = _CURVES / f"{name}.json"
-  if healthy.exists():
+  if healthy.exists() and config["data"]["source"] == "embedded":
     reference = json.loads(healthy.read_text())
     right.plot(
       reference["update"],
@@ -56,15 +73,17 @@ def draw_losses(workdir: Path) -> Path:
     if own:
       updates = [x["update"] for x in own]
       loss = [x["loss"] for x in own]
-      left.plot(updates, loss, style, label=f"{split} {loss[-1]:.3f}")
+      label = f"{split} {loss[-1]:.3f}"
+      (line,) = left.plot(updates, loss, style, label=label)
+      chance = [(x["update"], x["chance"]) for x in own if "chance" in x]
+      if chance:  # Of the split's own targets.
+        label = f"{main} at chance, {split}"
+        color = line.get_color()
+        left.plot(*zip(*chance), "--", color=color, alpha=0.5, label=label)
       if all(x.get(main) is not None and "chance" in x for x in own):
         # Chance is 0 if all targets are the same.
         shares = [x[main] / (x["chance"] or np.nan) for x in own]
         right.plot(np.maximum(1, updates), shares, style)
-  valid = [x for x in lines if x["split"] == "valid" and "chance" in x]
-  if valid:
-    chance = [(x["update"], x["chance"]) for x in valid]
-    left.plot(*zip(*chance), "--", color="grey", label=f"{main} at chance")
   right.axhline(1, linestyle="--", color="grey")
   for line in lines:
     if line["split"] == "alarm":

@@ -13,6 +13,10 @@ from ssl_jax.optimizers import make_schedule
 from ssl_jax.optimizers.schedule import warmup_updates
 from ssl_jax.text import two_columns
 
+# The study's 100 h at Slim's budget are repeated so often, and were worse than
+# its 960 h (paper.md, "Data size").
+_MOST_EPOCHS = 100
+
 
 def facts(
   config: ConfigDict, plan: BatchPlan, params: int, mean_update_flops: float
@@ -66,4 +70,9 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
     "learning rate": f"{rates}  (warm-up {header['warmup_updates']:,} updates)",
     "devices": f"{header['devices']} x {header['device_kind']}",
   }
+  if header["epochs"] > _MOST_EPOCHS:
+    rows["beware"] = (
+      f"{header['epochs']:,.0f} epochs: so often, the same audio teaches little"
+      "; lower --config.budget.updates, or give more"
+    )
   return two_columns(rows)

@@ -234,6 +234,7 @@ def _train(
       writer.write(update, "valid", values)
       progress.print(f"update {update}: valid loss {values['loss']:.4f}")
     meter, valid_loss = metrics_lib.Meter(spent), None
+    picture = loss_picture.Picture(workdir)
 
     while update < updates:
       with meter.waiting():
@@ -291,6 +292,8 @@ def _train(
           progress.print(f"update {update}: valid loss {values['loss']:.4f}")
           if math.isfinite(values["loss"]):
             valid_loss = values["loss"]
+          if processes.is_first() and update < updates:
+            picture.draw()
         if checkpoint_due:
           spent["wall_seconds"] = time.monotonic() - started
           counters = spent | {"health": health.state}

@@ -25,6 +25,9 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import named, read_jsonl, write_atomically
 from ssl_jax.training import tracking
 
+# Seconds after which the time of a run is known, and of which it is told.
+_TIMED = 20.0, 86_400.0
+
 
 class MetricsWriter:
   """Appends lines {update, split, ...} to metrics.jsonl and TensorBoard.
@@ -169,7 +172,7 @@ class Progress:
     self._active = active
     self._updates, self._budget = updates, flops_budget
     self._started, self._first = time.monotonic(), update
-    self._bar = None
+    self._bar, self._timed = None, False
     if active and sys.stderr.isatty():
       self._bar = tqdm(
         total=updates, initial=update, unit="update", dynamic_ncols=True
@@ -188,13 +191,23 @@ class Progress:
       f"loss {loss:.4f}, {speed:.0f}x real time, "
       f"{readable(flops)}/{readable(self._budget)}FLOP"
     )
+    elapsed = time.monotonic() - self._started
+    pace = elapsed / max(1, update - self._first)
+    left = tqdm.format_interval(pace * (self._updates - update))
     if self._bar is not None:
       self._bar.set_postfix_str(state, refresh=False)
       self._bar.update(update - self._bar.n)
     elif line:
-      pace = (time.monotonic() - self._started) / max(1, update - self._first)
-      left = tqdm.format_interval(pace * (self._updates - update))
       self.print(f"update {update}/{self._updates}: {state}, {left} left")
+    if not self._timed and elapsed > _TIMED[0] and update - self._first > 2:
+      self._timed = True
+      if pace * (self._updates - update) > _TIMED[1]:
+        days = pace * (self._updates - update) / 86_400
+        self.print(
+          f"warning: {pace:.2g} s an update are {days:,.1f} days for the "
+          f"{self._updates - update:,} left; --config.budget.updates=N or a "
+          "smaller model would take less"
+        )
 
   def print(self, message: str) -> None:
     """A line of its own, above the bar."""
