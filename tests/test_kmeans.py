@@ -13,6 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from ssl_jax import config as config_lib
 from ssl_jax.data.sources import open_source
+from ssl_jax.labelling import codebook
 from ssl_jax.signal import fbank, kmeans
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def fitted(mfcc):
     num_restarts=2,
     batch_frames=10_000,
     max_iterations=100,
-    on_restart=lambda: calls.append(1),
+    on_restart=calls.append,
   )
   assert len(calls) == 2
   return fit
@@ -312,6 +313,31 @@ def test_one_device_and_eight_agree(mfcc, tmp_path):
   one = kmeans.fit(frames, 32, 0, **SMALL)
   assert eight.inertia == pytest.approx(one.inertia, rel=1e-3)
   np.testing.assert_allclose(eight.centroids, one.centroids, atol=0.1)
+
+
+def test_searches_that_are_done_are_not_done_again(mfcc, tmp_path, monkeypatch):
+  frames = mfcc[:9001]
+  config = config_lib.base()
+  config.kmeans.update(num_restarts=3, batch_frames=1_000, max_iterations=5)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  whole = codebook.fit(config, frames, 20, device, tmp_path / "whole")
+  search, done = kmeans._search, []
+
+  def stops(*args):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    done.append(search(*args))
+    return done[-1]
+
+  monkeypatch.setattr(kmeans, "_search", stops)
+  with pytest.raises(KeyboardInterrupt, match="after 2 of 3 searches"):
+    codebook.fit(config, frames, 20, device, tmp_path / "mine")
+  done.clear()
+  again = codebook.fit(config, frames, 20, device, tmp_path / "mine")
+  assert len(done) == 1
+  np.testing.assert_array_equal(again.centroids, whole.centroids)
+  # Of other frames nothing is taken, and nothing is left behind.
+  assert not [*tmp_path.glob("*/*")]
 
 
 def test_what_cannot_be_clustered():

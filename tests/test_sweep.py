@@ -98,6 +98,15 @@ def test_the_table_has_the_losses_of_the_planner(tmp_path):
   groups = family_lib.expand(smoke(), [], tmp_path)
   lines = family_lib.table(groups[0], tmp_path).splitlines()
   assert all(line.endswith("-") for line in lines[1:-1])
+  # But what a finished one has.
+  done = tmp_path / groups[0][0].name
+  done.mkdir()
+  (done / "result.json").write_text(
+    json.dumps({"flops": 1e12, "train_seconds": 9.0, "valid_loss": 2.3456})
+  )
+  first, *others = family_lib.table(groups[0], tmp_path).splitlines()[1:-1]
+  assert first.endswith("done   2.346")
+  assert all(line.endswith("-") for line in others)
 
 
 def test_without_sharing_each_run_is_whole(tmp_path):

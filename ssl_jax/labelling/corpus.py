@@ -106,7 +106,7 @@ def label_corpus(
     frames = frames_lib.sample(
       config, sources["train"], frames_of, FRAME_HOP, by_row
     )
-    fitted = codebook_lib.fit(config, frames, clusters, by_row)
+    fitted = codebook_lib.fit(config, frames, clusters, by_row, folder)
     about = {
       "inertia": fitted.inertia,
       "fitted_frames": int(fitted.usage.sum()),

@@ -60,6 +60,14 @@ class Fit(NamedTuple):
   usage: np.ndarray
 
 
+class Searched(NamedTuple):
+  """Searches that are done, and the best result of them, [K, C]."""
+
+  restarts: int
+  score: float
+  centroids: np.ndarray
+
+
 def nearest(frames: jax.Array, centroids: jax.Array) -> jax.Array:
   """The closest centroid, of equals the first. [..., C], [K, C] -> int32 [...].
 
@@ -82,7 +90,8 @@ def fit(
   num_restarts: int,
   batch_frames: int,
   max_iterations: int,
-  on_restart: Callable[[], None] | None = None,
+  begun: Searched | None = None,
+  on_restart: Callable[[Searched], None] | None = None,
 ) -> Fit:
   """Clusters frames.
 
@@ -95,6 +104,8 @@ def fit(
     batch_frames: frames that a search sees at a time.
     max_iterations: bound on a search in passes, M / batch_frames batches each;
       most end before.
+    begun: what an earlier call with the same arguments gave `on_restart`; those
+      searches are not done again.
     on_restart: called after each search.
 
   Raises:
@@ -114,17 +125,18 @@ def fit(
   # Through the host, starts and scores do not depend, even by rounding, on how
   # the frames are shared out.
   sample = np.asarray(_draw_frames(frames, keys[0, 0], sample_frames))
-  lowest = math.inf
-  for start_key, search_key in keys[1:]:
+  best = begun or Searched(0, math.inf, np.zeros(0))
+  for start_key, search_key in keys[1 + best.restarts :]:
     start = np.asarray(_start(sample, num_clusters, start_key))
     found = _search(frames, start, search_key, batch_frames, max_batches)
     found = np.asarray(found)
     score = float(_improve(sample, found, 1)[0])
-    if score < lowest:
-      lowest, centroids = score, found
+    best = best._replace(restarts=best.restarts + 1)
+    if score < best.score:
+      best = best._replace(score=score, centroids=found)
     if on_restart:
-      on_restart()
-  return _refine(frames, centroids)
+      on_restart(best)
+  return _refine(frames, best.centroids)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -150,7 +150,7 @@ def train_all(
     unit_scale=True,
     disable=None,
   ) as bar:
-    spent = 0.0
+    spent, began = 0.0, time.monotonic()
     for i, run in enumerate(todo):
       bar.set_description(f"{run.name} ({i + 1}/{len(todo)})")
       if run.trunk in failed:
@@ -159,7 +159,13 @@ def train_all(
         failed[run.name] = problem
         bar.write(f"{run.name} failed: {problem}", file=sys.stderr)
       else:
-        bar.write(f"{run.name} finished", file=sys.stderr)
+        done = spent + run.facts["own_flops"]
+        left = (time.monotonic() - began) / done * (bar.total - done)
+        bar.write(
+          f"{run.name} finished ({i + 1} of {len(todo)}), "
+          f"{tqdm.format_interval(left)} left at this pace",
+          file=sys.stderr,
+        )
       spent += run.facts["own_flops"]
       bar.update(spent - bar.n)
   return failed
@@ -208,16 +214,16 @@ def _train(
 def table(runs: list[Run], workdir: Path) -> str:
   """Returns the runs and their costs as a table for people.
 
-  Hours are guessed from the FLOPs a second of finished runs of the family, and
-  losses by the planner's law: of the finished runs where they are enough, else
-  of the published ones where these had the frontend.
+  Losses of finished runs are theirs. Others' are guessed by the planner's law:
+  of the finished runs where they are enough, else of the published ones where
+  these had the frontend; and hours from the FLOPs a second of finished runs.
   """
-  rates = []
+  rates, losses = [], _predict(runs, workdir)
   for run in runs:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
       done = read_object(workdir / run.name / "result.json")
       rates.append(done["flops"] / max(1e-9, done["train_seconds"]))
-  predicted = _predict(runs, workdir)
+      losses[run.name] = f"{done['valid_loss']:.3f}"
   lines = [
     f"{'run':32}{'parameters':>12}{'updates':>11}{'epochs':>10}"
     f"{'FLOPs':>10}{'own':>10}{'hours':>8}{'loss':>8}"
@@ -232,7 +238,7 @@ def table(runs: list[Run], workdir: Path) -> str:
       f"{run.name:32}{readable(facts['params']):>12}{facts['updates']:>11,}"
       f"{facts['epochs']:>10.3g}{readable(facts['flops']):>10}"
       f"{readable(facts['own_flops']):>10}{hours:>8}"
-      f"{predicted.get(run.name, '-'):>8}"
+      f"{losses.get(run.name, '-'):>8}"
     )
   own = sum(run.facts["own_flops"] for run in runs)
   whole = sum(run.facts["flops"] for run in runs)
