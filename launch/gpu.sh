@@ -4,11 +4,11 @@
 #   bash launch/gpu.sh                      the smoke run
 #   bash launch/gpu.sh --config=configs/slim.py --config.data.dir=DIR ...
 #
-# As local.sh, with what GPUs need: CUDA 13 comes with the package, the driver
-# is the machine's. For many machines see slurm.sbatch.
+# As local.sh, with what GPUs need: CUDA comes with the package, 13 or, where the
+# machine's driver is too old for that, 12. For many machines see slurm.sbatch.
 set -euo pipefail
 
-needed=580 # Of CUDA 13.
+needed=525 newest=580 # Drivers that CUDA 12 and CUDA 13 need.
 if ! driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null); then
   echo "error: no NVIDIA driver answers (nvidia-smi): install version $needed" \
     "or newer, in a container start it with --gpus=all, or train on the CPU" \
@@ -17,12 +17,16 @@ if ! driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev
 fi
 driver=${driver%%$'\n'*}
 if ((${driver%%.*} < needed)); then
-  echo "error: the NVIDIA driver is version $driver, and CUDA 13 needs" \
+  echo "error: the NVIDIA driver is version $driver, and CUDA 12 needs" \
     "$needed: install a newer one" >&2
   exit 1
 fi
 
-export SSL_JAX_EXTRAS=${SSL_JAX_EXTRAS:-gpu}
+extras=gpu
+if ((${driver%%.*} < newest)); then
+  extras=gpu12
+fi
+export SSL_JAX_EXTRAS=${SSL_JAX_EXTRAS:-$extras}
 # JAX takes 75 % of the memory unless told otherwise: the rest would be idle, as
 # nothing else runs here. Some is left to cuDNN and NCCL.
 if [[ ! ${XLA_PYTHON_CLIENT_MEM_FRACTION:-} ]]; then # The old name of it.

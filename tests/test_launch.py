@@ -525,10 +525,10 @@ def test_help(cloud):
 # launch/gpu.sh
 
 
-def gpu(root: Path, tmp_path: Path, smi: str | None, **environment):
+def gpu(root: Path, tmp_path: Path, smi: str | None, kind="gpu", **environment):
   if smi is not None:
     script(tmp_path / "bin" / "nvidia-smi", f"#!/bin/bash\n{smi}\n")
-  installed(root, "gpu")
+  installed(root, kind)
   script(
     root / "ssl_jax" / "main.py",
     "import os, sys; print(os.environ['SSL_JAX_EXTRAS'], *("
@@ -542,6 +542,8 @@ def gpu(root: Path, tmp_path: Path, smi: str | None, **environment):
 def test_a_gpu_run(checkout, tmp_path):
   done = gpu(checkout, tmp_path, "echo 580.65.06; echo 580.65.06")
   assert done.stdout == "gpu 0.92 None --workdir=a b\n", done.stderr
+  done = gpu(checkout, tmp_path, "echo 535.183.01", "gpu12")
+  assert done.stdout == "gpu12 0.92 None --workdir=a b\n", done.stderr
   old = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}  # Both are an error to JAX.
   done = gpu(checkout, tmp_path, "echo 580.65.06", **old)
   assert done.stdout == "gpu None .5 --workdir=a b\n", done.stderr
@@ -555,7 +557,7 @@ def test_a_gpu_run(checkout, tmp_path):
       "no NVIDIA",
     ),
     ("exit 127", "no NVIDIA"),
-    ("echo 535.183.01", "version 535.183.01, and CUDA 13 needs 580"),
+    ("echo 470.82.01", "version 470.82.01, and CUDA 12 needs 525"),
   ],
 )
 def test_no_gpu_driver_is_one_line(checkout, tmp_path, smi, said):

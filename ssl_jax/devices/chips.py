@@ -6,12 +6,21 @@ from typing import NamedTuple
 
 from ssl_jax.errors import UserError, nearest
 
-# Dense peak FLOP/s a device, as their makers state it for bfloat16, under the
-# name users give and the prefixes that JAX's device kinds have.
+# Dense peak FLOP/s a device, as their makers state it for bfloat16 summed in
+# float32, under the name users give and the prefixes that JAX's device kinds
+# have. Of GeForce cards: NVIDIA's white papers on the GA102, Ada and Blackwell
+# architectures; of others: data sheets.
 _PEAK = {
   "a100": (312e12, ("NVIDIA A100",)),
   "h100": (989e12, ("NVIDIA H100",)),
   "h200": (989e12, ("NVIDIA H200",)),
+  "l4": (121e12, ("NVIDIA L4",)),
+  "l40": (181e12, ("NVIDIA L40",)),
+  "l40s": (362e12, ("NVIDIA L40S",)),
+  "rtx3090": (71e12, ("NVIDIA GeForce RTX 3090",)),
+  "rtx4080": (97.5e12, ("NVIDIA GeForce RTX 4080",)),
+  "rtx4090": (165.2e12, ("NVIDIA GeForce RTX 4090",)),
+  "rtx5090": (209.5e12, ("NVIDIA GeForce RTX 5090",)),
   "v4": (275e12, ("TPU v4",)),
   "v5e": (197e12, ("TPU v5 lite", "TPU v5e")),
   "v5p": (459e12, ("TPU v5p", "TPU v5")),
@@ -70,7 +79,9 @@ def peak_flops_per_second(device_kind: str) -> float | None:
     (len(prefix), peak)
     for peak, prefixes in _PEAK.values()
     for prefix in prefixes
+    # What follows a GeForce's name makes another card of it: Laptop, D ...
     if device_kind.startswith(prefix)
+    and ("GeForce" not in prefix or device_kind == prefix)
   ]
   return max(matches)[1] if matches else None
 
