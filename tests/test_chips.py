@@ -31,6 +31,10 @@ def test_slices_and_hosts_are_so_many_chips(device, count, peak):
     ("TPU v6 lite", 918e12),
     ("NVIDIA H100 80GB HBM3", 989e12),
     ("NVIDIA A100-SXM4-40GB", 312e12),
+    ("NVIDIA L4", 121e12),
+    ("NVIDIA L40S", 362e12),
+    ("NVIDIA GeForce RTX 4090", 165.2e12),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ("cpu", None),
   ],
 )
