@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import importlib.metadata
 import os
@@ -41,6 +42,8 @@ def prepare() -> None:
       folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
       os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+  if "JAX_PLATFORMS" not in os.environ and _has_idle_libtpu():
+    os.environ["JAX_PLATFORMS"] = "cpu"
   if not _has_accelerator():
     keep_freed_memory()
   if (parent := os.environ.pop(PARENT, "")).isdecimal():
@@ -72,9 +75,21 @@ def keep_freed_memory() -> None:
 def _has_accelerator() -> bool:
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return False
-  return bool(importlib.metadata.entry_points(group="jax_plugins")) or bool(
-    list(importlib.metadata.distributions(name="libtpu"))
-  )
+  return _has_plugins() or _has_libtpu()
+
+
+def _has_idle_libtpu() -> bool:
+  """Tells whether JAX would look for a TPU in vain, and print what it tried."""
+  chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+  return _has_libtpu() and not chips and not _has_plugins()
+
+
+def _has_plugins() -> bool:
+  return bool(importlib.metadata.entry_points(group="jax_plugins"))
+
+
+def _has_libtpu() -> bool:
+  return bool(list(importlib.metadata.distributions(name="libtpu")))
 
 
 def _compiled() -> Path:

@@ -74,6 +74,22 @@ def test_hidden_states_equal_those_of_the_model_that_was_saved(
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
+def test_an_offset_of_the_microphone_costs_no_digits(tmp_path):
+  model = make("hubert", **LARGE | {"conv_bias": False})
+  model.save_pretrained(tmp_path)
+  extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+  extractor.save_pretrained(tmp_path)
+  rng = np.random.default_rng(0)
+  waveform = 0.4 + 0.003 * rng.normal(size=(1, 160_000)).astype(np.float32)
+  heard = extractor(list(waveform), sampling_rate=16_000, return_tensors="pt")
+  with torch.no_grad():
+    said = model(heard.input_values, output_hidden_states=True)
+  found = states_here(tmp_path, waveform)
+  np.testing.assert_allclose(
+    found[-1], said.last_hidden_state, atol=1e-4, rtol=0
+  )
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_feature_extractor_in_a_processors_file_is_heeded(
   normalize, tmp_path

@@ -45,6 +45,26 @@ def test_settings_that_numbers_rest_on_are_pinned(
   assert said.stdout.split() == ["float32", "key<fry>"]
 
 
+@pytest.mark.parametrize(
+  "libtpu, chips, plugins, said",
+  [
+    (True, [], False, "cpu"),
+    (True, ["/dev/accel0"], False, None),
+    (True, [], True, None),
+    (False, [], False, None),
+  ],
+)
+def test_a_compiler_of_tpus_alone_is_no_tpu(
+  monkeypatch, tmp_path, prepare, libtpu, chips, plugins, said
+):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setattr(process, "_has_libtpu", lambda: libtpu)
+  monkeypatch.setattr(process, "_has_plugins", lambda: plugins)
+  monkeypatch.setattr(process.glob, "glob", lambda pattern: chips)
+  prepare(tmp_path)
+  assert os.environ.pop("JAX_PLATFORMS", None) == said
+
+
 def test_the_users_choice_stays(monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "chosen")
   monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
