@@ -35,6 +35,7 @@ _REMEDIES = {
   errno.ENOMEM: "free memory",
   errno.EIO: "check the disk",
 }
+_old_flags: dict[str, str] = {}
 _Sections = Callable[[], manual.Sections] | None
 _sections: _Sections = None  # The knobs of --config, for --help.
 
@@ -54,6 +55,12 @@ def define_config(sections: _Sections = config_lib.sections) -> None:
     "is set by --config.KEY=VALUE.",
     lock_config=True,
   )
+
+
+def rename_flag(old: str, new: str) -> None:
+  """Keeps the name that a flag once had; its use is told of."""
+  flags.DEFINE_alias(old, new)
+  _old_flags[old] = new
 
 
 def run(
@@ -118,6 +125,9 @@ def _print(text: str) -> None:
 def _parse(arguments: str, needs_config: bool) -> list[str]:
   try:
     rest = FLAGS(sys.argv)[1:]
+    for old, new in _old_flags.items():
+      if any(re.match(rf"--?{old}(=|$)", word) for word in sys.argv[1:]):
+        logging.getLogger("ssl_jax").warning("--%s is --%s now", old, new)
     given = FLAGS.flag_values_dict()
     if bool(rest) != bool(arguments):
       problem = (
@@ -188,6 +198,8 @@ def _help(main: Callable[..., dict], about: str | None) -> None:
   for name, defined in sorted(FLAGS.flags_by_module_dict().items()):
     if name in (module.__name__, sys.argv[0], "ssl_jax.cli"):
       for flag in defined:
+        if flag.name in _old_flags:
+          continue
         default = f" Default: {flag.value}." if flag.value else ""
         lines += manual.wrap(f"--{flag.name}: {flag.help}{default}")
   _print("\n".join(lines))

@@ -1,7 +1,8 @@
 """Exports an encoder for use elsewhere.
 
-  python -m ssl_jax.export --workdir=runs/slim --format=hf --out=slim
-  python -m ssl_jax.export --workdir=runs/slim --format=stablehlo --out=program
+  python -m ssl_jax.export --checkpoint=runs/slim --format=hf --out=slim
+  python -m ssl_jax.export --checkpoint=runs/slim --format=stablehlo \\
+      --out=program
 
 hf: a directory that transformers' HubertModel or Wav2Vec2ForPreTraining loads,
 and s3prl with it, with a model card; torch is not needed. stablehlo: a program
@@ -16,12 +17,13 @@ from absl import flags
 
 from ssl_jax import cli
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
   None,
   "Encoder: a training run's workdir (its newest checkpoint), or "
   "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
 )
+cli.rename_flag("workdir", "checkpoint")
 _FORMAT = flags.DEFINE_enum(
   "format", "hf", ["hf", "stablehlo"], "Format of --out."
 )
@@ -41,10 +43,10 @@ def main() -> dict:
   from ssl_jax.pretrained.export import export
   from ssl_jax.pretrained.load import load_encoder
 
-  if not _WORKDIR.value or not _OUT.value:
-    raise UsageError("--workdir and --out are needed; see --help")
+  if not _CHECKPOINT.value or not _OUT.value:
+    raise UsageError("--checkpoint and --out are needed; see --help")
   out = Path(_OUT.value)
-  encoder = load_encoder(_WORKDIR.value)
+  encoder = load_encoder(_CHECKPOINT.value)
   return export(encoder, _FORMAT.value, out, _LICENSE.value)
 
 

@@ -1,7 +1,8 @@
 """Extracts features of audio: hidden states, 50 a second, in files.
 
-  python -m ssl_jax.extract --workdir=runs/slim --layer=9 --out=features AUDIO
-  python -m ssl_jax.extract --workdir=hf:hubert-base-ls960 --layer=all \\
+  python -m ssl_jax.extract --checkpoint=runs/slim --layer=9 --out=features \\
+      AUDIO
+  python -m ssl_jax.extract --checkpoint=hf:hubert-base-ls960 --layer=all \\
       --format=npy --out=features clip.wav folder manifest.jsonl
 
 Each clip gets a file, in the same folders: float32 [T, D], with --layer=all
@@ -18,12 +19,13 @@ from absl import flags
 
 from ssl_jax import cli
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
   None,
   "Encoder: a training run's workdir (its newest checkpoint), or "
   "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
 )
+cli.rename_flag("workdir", "checkpoint")
 _LAYER = flags.DEFINE_string(
   "layer",
   "all",
@@ -34,7 +36,7 @@ _PROBE = flags.DEFINE_string(
   "probe",
   None,
   "Result of ssl_jax.probe, for --layer=weighted. Default: the only one of the "
-  "workdir.",
+  "run.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the features.")
 _FORMAT = flags.DEFINE_enum(
@@ -55,9 +57,9 @@ def main(inputs: list[str]) -> dict:
   from ssl_jax.pretrained import extract
   from ssl_jax.pretrained.load import load_encoder
 
-  if not _WORKDIR.value or not _OUT.value:
-    raise UsageError("--workdir and --out are needed; see --help")
-  encoder = load_encoder(_WORKDIR.value)
+  if not _CHECKPOINT.value or not _OUT.value:
+    raise UsageError("--checkpoint and --out are needed; see --help")
+  encoder = load_encoder(_CHECKPOINT.value)
   probe = Path(_PROBE.value) if _PROBE.value else None
   states, identity = extract.states_of(encoder, _LAYER.value, probe)
   source = extract.open_inputs(inputs)

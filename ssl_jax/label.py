@@ -6,7 +6,7 @@
       --config.data.dir=LibriSpeech \\
       --config.hubert.labels=runs/first/labels-6-500
 
-  python -m ssl_jax.label --config=configs/slim.py --workdir=labels \\
+  python -m ssl_jax.label --config=configs/slim.py --out=labels \\
       --config.data.dir=LibriSpeech --from_km=fairseq/labels
 
 Both splits of the config's data get labels of one codebook, fitted on a sample
@@ -50,17 +50,18 @@ _CLUSTERS = flags.DEFINE_integer(
   lower_bound=2,
   upper_bound=2**16 - 2,
 )
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
+_OUT = flags.DEFINE_string(
+  "out",
   None,
   "Folder of the labels; unfinished ones are completed. "
   "Default: labels-LAYER-CLUSTERS in the encoder's workdir.",
 )
+cli.rename_flag("workdir", "out")
 _KM = flags.DEFINE_bool(
   "km",
   False,
   "Write the labels as fairseq and WavLM read them, too: train.tsv, train.km, "
-  "valid.tsv, valid.km and dict.km.txt in --workdir.",
+  "valid.tsv, valid.km and dict.km.txt in --out.",
 )
 _FROM_KM = flags.DEFINE_string(
   "from_km",
@@ -85,8 +86,8 @@ def main() -> dict:
   validate(config)
   if _FROM_KM.value:
     km = Path(_FROM_KM.value)
-    folder = Path(_WORKDIR.value or Path("runs") / f"labels-{km.name}")
-    with alone(folder, f"--workdir={folder}"):
+    folder = Path(_OUT.value or Path("runs") / f"labels-{km.name}")
+    with alone(folder, f"--out={folder}"):
       return _reported(folder, fairseq.import_labels(_open(config), km, folder))
   as_trained: dict[str, Any] = {}
   if layer == "mfcc":
@@ -105,12 +106,12 @@ def main() -> dict:
     as_trained, trained_on = _as_trained(config, beside / "config.json")
     clusters = clusters or trained_on
   clusters = clusters or 500
-  folder = Path(_WORKDIR.value or beside / f"labels-{layer}-{clusters}")
+  folder = Path(_OUT.value or beside / f"labels-{layer}-{clusters}")
   sources = _open(config)
   if _KM.value:
     fairseq.check_files(sources)
   by_row = sharding.by_row(sharding.make_mesh())
-  with alone(folder, f"--workdir={folder}"):
+  with alone(folder, f"--out={folder}"):
     header = corpus.label_corpus(
       config,
       sources,

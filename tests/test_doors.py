@@ -63,3 +63,23 @@ def test_a_config_that_is_not_there_says_which_is():
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert "did you mean 'configs/smoke.py'?" in line
+
+
+@pytest.mark.parametrize(
+  "door, old, new",
+  [
+    ("label", "workdir", "out"),
+    ("extract", "workdir", "checkpoint"),
+    ("export", "workdir", "checkpoint"),
+  ],
+)
+def test_flags_keep_their_old_names_with_a_notice(door, old, new):
+  args = ["--config=configs/smoke.py"] if door == "label" else []
+  args += ["--out=OUT"] if new == "checkpoint" else []
+  args += ["AUDIO"] if door == "extract" else []
+  done = fresh(door, *args, f"--{old}=nowhere")
+  first, last = done.stderr.splitlines()
+  assert first == f"--{old} is --{new} now"
+  said = "--checkpoint is missing" if door == "label" else "holds no checkpoint"
+  assert said in last
+  assert f"--{old}:" not in fresh(door, "--help").stdout

@@ -269,13 +269,13 @@ def test_a_random_model_of_transformers_equals_itself_here(tmp_path):
 
 def test_the_door_exports_and_refuses(tmp_path):
   done = door(
-    "export", f"--workdir={trained('hubert')}", f"--out={tmp_path}/out"
+    "export", f"--checkpoint={trained('hubert')}", f"--out={tmp_path}/out"
   )
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout)["architecture"] == "HubertModel"
   for args, status, said in (
-    (["--out=x"], 2, "--workdir and --out are needed"),
-    ([f"--workdir={tmp_path}", f"--out={tmp_path}/y"], 1, "no checkpoint"),
+    (["--out=x"], 2, "--checkpoint and --out are needed"),
+    ([f"--checkpoint={tmp_path}", f"--out={tmp_path}/y"], 1, "no checkpoint"),
   ):
     failed = door("export", *args)
     assert failed.returncode == status and said in failed.stderr

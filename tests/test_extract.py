@@ -281,7 +281,7 @@ def test_names_lose_the_ending_of_audio_alone():
 
 
 def test_the_door(workdir, audio, tmp_path):
-  args = [f"--workdir={workdir}", f"--out={tmp_path}/out", "--layer=2"]
+  args = [f"--checkpoint={workdir}", f"--out={tmp_path}/out", "--layer=2"]
   dry = door("extract", *args, "--dry_run", audio)
   assert dry.returncode == 0, dry.stderr
   assert not (tmp_path / "out").exists()

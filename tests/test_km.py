@@ -195,11 +195,11 @@ def test_the_door_writes_and_reads_them(tmp_path):
     "--clusters=7",
     "--config.kmeans.num_restarts=1",
     "--km",
-    f"--workdir={tmp_path}/a",
+    f"--out={tmp_path}/a",
   )
   assert made.returncode == 0, made.stderr
   assert len(read_fairseq(tmp_path / "a", "train")) > 100
-  taken = label(f"--from_km={tmp_path}/a", f"--workdir={tmp_path}/b")
+  taken = label(f"--from_km={tmp_path}/a", f"--out={tmp_path}/b")
   assert taken.returncode == 0, taken.stderr
   first, second = json.loads(made.stdout), json.loads(taken.stdout)
   assert first["splits"].keys() == second["splits"].keys()

@@ -423,7 +423,7 @@ def test_a_folder_of_other_labels_is_refused_and_left_alone(
     "seed": {"config": config},
   }[other]
   before = content(folder)
-  with pytest.raises(UserError, match=f"--workdir={folder} holds labels of"):
+  with pytest.raises(UserError, match=f"--out={folder} holds labels of"):
     corpus.label_corpus(**quick | {"states": never} | changed, folder=folder)
   assert content(folder) == before
 
@@ -693,7 +693,7 @@ def test_the_next_iteration_is_of_the_data_that_the_encoder_heard(
     "--config=configs/smoke.py",
     "--config.data.source=embedded",
     f"--checkpoint={workdir}",
-    f"--workdir={result['workdir']}",
+    f"--out={result['workdir']}",
     "--layer=1",
   )
   _, err = process.communicate(timeout=120)
@@ -710,7 +710,7 @@ def test_wrong_usage_is_one_line_and_a_status(run, tmp_path):
     # Labels are 16 bits wide, and one is none.
     (["--clusters=65535"], 2, "--clusters=65535"),
   ]
-  common = ["--config=configs/smoke.py", f"--workdir={workdir}"]
+  common = ["--config=configs/smoke.py", f"--out={workdir}"]
   started = [start_label(*common, *args) for args, _, _ in cases]
   for process, (_, status, said) in zip(started, cases):
     out, err = process.communicate(timeout=120)

@@ -78,7 +78,7 @@ def label_corpus(
     folder,
     "identity.json",
     json.dumps(identity, indent=2, sort_keys=True),
-    "--workdir",
+    "--out",
     "labels of another corpus, encoder, layer, number of clusters or config",
   )
   if (folder / "header.json").exists():
@@ -92,9 +92,7 @@ def label_corpus(
       for name in (*progress, "codebook.npy", "header.json"):
         (folder / name).unlink(missing_ok=True)
     else:
-      _log.info(
-        "these labels are complete: choose another --workdir for new ones"
-      )
+      _log.info("these labels are complete: choose another --out for new ones")
       return read_header(folder)
 
   def frames_of(

@@ -69,7 +69,7 @@ def import_labels(
   }
   identity = {"clusters": clusters, "km": crc32}
   text = json.dumps(identity)
-  claim(folder, "identity.json", text, "--workdir", "other labels")
+  claim(folder, "identity.json", text, "--out", "other labels")
   codebook = write_codebook(folder, np.zeros((clusters, 0), np.float32))
   splits = {}
   for split, source in sources.items():

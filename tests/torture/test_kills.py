@@ -105,7 +105,7 @@ def jobs(tmp_path_factory):
         "--layer=1",
         "--clusters=20",
         "--km",
-        "--workdir={}",
+        "--out={}",
       ],
       files("*.labels", "codebook.npy", "header.json", "*.km", "*.tsv"),
       ("*.part", "*tmp"),
