@@ -280,6 +280,27 @@ def test_names_lose_the_ending_of_audio_alone():
   assert files == "utt.1.npz utt.2.npz a/b.npz c.wav.npz c.flac.npz".split()
 
 
+def test_parts_of_a_file_have_features_of_their_own(encoder, audio, tmp_path):
+  path = tmp_path / "m.jsonl"
+
+  def extracted(*starts):
+    lines = [
+      json.dumps({"file": str(audio / "long.wav"), "start": s, "end": s + 2})
+      for s in starts
+    ]
+    path.write_text("\n".join(lines))
+    run(encoder, "1", [path], tmp_path / "out", "npy")
+    index = (tmp_path / "out" / "index.jsonl").read_text().splitlines()
+    return {x["part"][0]: x["file"] for x in map(json.loads, index)}
+
+  files = extracted(1, 4)
+  assert sorted(files) == [16_000, 64_000] and len({*files.values()}) == 2
+  whole = samples(audio / "long.wav")
+  found = np.load(tmp_path / "out" / files[64_000])
+  expected = encoder(whole[64_000:96_000], 1)
+  np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
+
+
 def test_the_door(workdir, audio, tmp_path):
   args = [f"--checkpoint={workdir}", f"--out={tmp_path}/out", "--layer=2"]
   dry = door("extract", *args, "--dry_run", audio)

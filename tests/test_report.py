@@ -157,6 +157,14 @@ def test_a_minimum_at_the_edge_is_said(tmp_path):
   assert "at or beyond the edge: 5.9" in words
 
 
+def test_sizes_that_only_guess_have_no_best(tmp_path):
+  for i, size in enumerate(SIZES):
+    write_run(tmp_path / size, size, loss=4.95 + 0.01 * i)  # Chance is 5.
+  assert not optima(tmp_path)
+  rows, broken = runs.read([tmp_path])
+  page.write(rows, broken, tmp_path / "out", "T", None)
+
+
 def test_three_sizes_have_a_minimum_without_an_interval(tmp_path):
   for size in ("50", "100", "base"):
     write_run(tmp_path / size, size, loss=u_shape(SIZES[size]))

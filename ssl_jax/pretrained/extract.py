@@ -225,6 +225,10 @@ def extract(
   names = [file.as_posix() for file in files_of(source, kind)]
   index = Index(out)
   audio = [audio_facts(file) for file in source.paths]
+  if source.parts:
+    audio = [
+      facts | {"part": [*part]} for facts, part in zip(audio, source.parts)
+    ]
   pairs = enumerate(zip(names, audio))
   todo = [i for i, (name, facts) in pairs if not index.has(name, facts)]
   seconds = source.num_samples / SAMPLE_RATE

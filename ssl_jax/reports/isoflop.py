@@ -16,6 +16,7 @@ from ssl_jax.reports.runs import Run
 
 CONFIDENCE = 0.9
 _DRAWS = 2_000
+_CHANCE = 0.98  # A main term of this share of chance is a guess.
 
 
 class Optimum(NamedTuple):
@@ -63,7 +64,9 @@ def optima(runs: Sequence[Run]) -> list[Optimum]:
 
 
 def optimum(candidates: Sequence[Cell]) -> Optimum | None:
-  """The best size among runs of one budget; None of fewer than 3 sizes.
+  """The best size among runs of one budget.
+
+  None of fewer than 3 sizes, or where none is better than guessing.
 
   Of several runs of a size the best counts (of a learning rate, say). The
   study's Small is of another shape, and no part of the curve.
@@ -74,6 +77,9 @@ def optimum(candidates: Sequence[Cell]) -> Optimum | None:
   if len(sizes) < 3:
     return None
   points = [best(sizes[n]) for n in sorted(sizes)]
+  shares = [cell.values("share") for cell in points]
+  if all(shares) and min(mean for mean, _, _ in shares) > _CHANCE:
+    return None
   params = np.array([cell.one.params for cell in points], float)
   losses = np.array([cell.loss for cell in points])
   center = float(np.exp(np.log(params).mean()))
