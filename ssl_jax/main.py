@@ -3,7 +3,7 @@
   python -m ssl_jax.main --config=configs/smoke.py
   python -m ssl_jax.main --config=configs/slim.py:size=50 --workdir=runs/s50 \\
       --config.data.dir=LibriSpeech --config.budget.updates=100000
-  python -m ssl_jax.main --config=configs/slim.py --dry_run ...
+  python -m ssl_jax.main --config=configs/slim.py --dry_run --time ...
 
 The workdir holds the resolved config, checkpoints, metrics.jsonl, TensorBoard
 events and a picture of the losses. Running the same command on it again resumes
@@ -18,6 +18,7 @@ Any key of the config is set by --config.KEY=VALUE, for example
 --config.optimizer.learning_rate=3e-4. docs/config.md describes them.
 """
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -34,6 +35,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print what the run would be and cost, and stop."
+)
+_TIME = flags.DEFINE_bool(
+  "time",
+  False,
+  "With --dry_run: train a few updates of noise, and say how long it would "
+  "take.",
 )
 _INIT_FROM = flags.DEFINE_string(
   "init_from",
@@ -74,8 +81,10 @@ _PROCESS_TIMEOUT = flags.DEFINE_float(
 def main() -> dict:
   """Trains `--config` in `--workdir`; returns the run's JSON object."""
   # Imported late: --help and usage errors need no JAX.
+  from ssl_jax.budget.flops import readable
   from ssl_jax.devices import processes
   from ssl_jax.errors import UsageError
+  from ssl_jax.text import readable_time
   from ssl_jax.training import loop
 
   who = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -86,12 +95,29 @@ def main() -> dict:
   processes.join(*who, _PROCESS_TIMEOUT.value)
   if processes.many() and not _WORKDIR.value:
     raise UsageError("--workdir is missing: one folder for all processes")
+  if _TIME.value and not _DRY_RUN.value:
+    raise UsageError("--time needs --dry_run")
   if _INIT_FROM.value:
     cli.FLAGS.config.init_from = _INIT_FROM.value
   config_file = cli.FLAGS["config"].config_filename
   name = f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
   workdir = Path(_WORKDIR.value or Path("runs") / name)
-  return loop.train(cli.FLAGS.config, workdir, dry_run=_DRY_RUN.value)
+  result = loop.train(cli.FLAGS.config, workdir, dry_run=_DRY_RUN.value)
+  if _TIME.value:
+    from ssl_jax.measure import calibrate
+
+    speed = calibrate.flops_per_second(cli.FLAGS.config)
+    result |= {
+      "flops_per_second": speed,
+      "train_seconds": result["flops"] / speed,
+    }
+    logging.getLogger("ssl_jax").info(
+      "%14s  %s here, at %sFLOP/s: a few updates of noise were timed",
+      "time",
+      readable_time(result["train_seconds"]),
+      readable(speed),
+    )
+  return result
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ After an intended change, write the new files with
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import resource
@@ -26,6 +27,7 @@ from ssl_jax.knobs import flatten
 from ssl_jax.objectives import OBJECTIVES, make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.probes import TASKS
+from ssl_jax.text import readable_time
 from ssl_jax.training import step
 
 ROOT = Path(__file__).parents[1]
@@ -231,6 +233,26 @@ def test_wrong_usage_is_one_line_and_a_status(args, status, said):
   assert said in done.stderr
   assert len(done.stderr.splitlines()) == 1
   assert done.stdout == ""
+
+
+def test_a_dry_run_can_time_itself():
+  args = ["--config=configs/smoke.py:size=2x32x64x4", "--dry_run"]
+  done = door("main", *args, "--time")
+  assert done.returncode == 0, done.stderr
+  said = json.loads(done.stdout.splitlines()[-1])
+  expected = said["flops"] / said["flops_per_second"]
+  assert said["train_seconds"] == pytest.approx(expected)
+  assert 1 < said["train_seconds"] < 3_600
+  assert readable_time(said["train_seconds"]) in done.stderr
+  wrong = door("main", args[0], "--time")
+  assert wrong.returncode == 2 and "--time needs --dry_run" in wrong.stderr
+
+
+def test_times_are_as_people_say_them():
+  given = (9, 94.44, 300, 7_300, 36_000, 338 * 86_400)
+  assert [readable_time(x) for x in given] == [
+    *("9 s", "94.4 s", "5 min", "2.03 h", "10 h", "338 days")
+  ]
 
 
 def test_the_page_of_knobs_is_current():
