@@ -51,7 +51,10 @@ def split(file: str | bytes) -> list[bytes]:
   if isinstance(file, bytes):
     return _split(file)
   try:
-    with open(os.fsencode(file), "rb") as opened:
+    name = os.fsencode(file)
+    if not os.path.isfile(name):  # A FIFO would be waited for.
+      return []
+    with open(name, "rb") as opened:
       start = opened.read(4)
       if start != b"OggS" and not _is_mpeg(start):
         return []
