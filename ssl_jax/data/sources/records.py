@@ -113,10 +113,11 @@ def open_split(config: ConfigDict, split: str) -> Records:
     name,
     len(long),
     [
-      (clip, f"{length:.3f} s < data.min_seconds={config.min_seconds}")
-      for clip, length in zip(records.ids, seconds)
-      if length < config.min_seconds
+      (clip, source.short_by(length, config.min_seconds))
+      for clip, length in zip(records.ids, records.num_samples)
+      if length < config.min_seconds * SAMPLE_RATE
     ],
+    float(1 - seconds[long].sum() / seconds.sum()),
   )
   records = records.select(long)
   if source.is_whole(config, split):

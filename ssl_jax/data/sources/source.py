@@ -190,8 +190,7 @@ def keep_usable(
     if isinstance(length, str):
       skipped.append((ids[i], length))
     elif length < min_seconds * SAMPLE_RATE:
-      reason = f"shorter than data.min_seconds={min_seconds}"
-      skipped.append((ids[i], f"{reason} ({length / SAMPLE_RATE:.3f} s)"))
+      skipped.append((ids[i], short_by(length, min_seconds)))
     else:
       kept.append(i)
   known = sum(length for length in lengths if not isinstance(length, str))
@@ -206,6 +205,12 @@ def keep_usable(
     skipped=skipped,
     parts=parts and [parts[i] for i in kept],
   )
+
+
+def short_by(num_samples: int, min_seconds: float) -> str:
+  """Returns why a clip of so many samples is skipped."""
+  seconds = num_samples / SAMPLE_RATE
+  return f"shorter than data.min_seconds={min_seconds} ({seconds:.3f} s)"
 
 
 def report_skipped(

@@ -199,9 +199,7 @@ class Dataset:
         if "damaged" in clip:
           skipped.append((clip["id"], clip["damaged"]))
         elif length < min_seconds * SAMPLE_RATE:
-          seconds = f"{length / SAMPLE_RATE:.3f} s"
-          reason = f"{seconds} < data.min_seconds={min_seconds}"
-          skipped.append((clip["id"], reason))
+          skipped.append((clip["id"], source.short_by(length, min_seconds)))
         else:
           clips.append(clip)
           places.append((shard, place))
