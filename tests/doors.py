@@ -237,7 +237,10 @@ def _set_variables(env: dict[str, str]) -> None:
   for key in {*before, *env}:
     if key.startswith("JAX_") and before.get(key) != env.get(key):
       name, value = key.lower(), env.get(key)
-      if type(old := getattr(jax.config, name)) in (int, float, bool):
+      old = getattr(jax.config, name)
+      if isinstance(old, bool):
+        value = value in ("1", "true", "True")
+      elif isinstance(old, int | float):
         value = type(old)(value)
       jax.config.update(name, value)
 

@@ -251,6 +251,12 @@ def test_a_dry_run_prints_what_a_run_does(cloud, more):
 
 def test_a_slice_that_is_there_is_used(cloud):
   assert cloud.run(*HERE, *TRAIN).returncode == 0
+  going = ["bash", "launch/worker.sh", "going"]
+  for worker in (0, 1):  # A loaded machine takes a while to end a process.
+    while not subprocess.run(
+      going, cwd=cloud.home(worker) / "ssl_jax"
+    ).returncode:
+      time.sleep(0.1)
   (cloud.checkout / "ssl_jax" / "new.py").touch()
   assert cloud.run(*HERE, *TRAIN).returncode == 0
   assert cloud.verbs() == FRESH + FRESH[1:]

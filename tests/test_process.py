@@ -18,8 +18,10 @@ def prepare(monkeypatch):
     process.prepare()
     return os.environ.get("JAX_COMPILATION_CACHE_DIR")
 
+  before = dict(os.environ)
   yield run
-  os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # Then monkeypatch's own.
+  os.environ.clear()
+  os.environ.update(before)  # Then monkeypatch's own.
 
 
 def test_compiled_programs_are_kept_in_the_cache_of_the_user(tmp_path, prepare):

@@ -86,10 +86,10 @@ def fit(
   kept = folder / "searches.npz"
   identity = zlib.crc32(np.ascontiguousarray(frames[:usable]))
   identity = f"{identity} {clusters} {config.seed} {config.kmeans.to_json()}"
-  begun = _read_searches(kept, identity)
+  done = _read_searches(kept, identity)
   with tqdm(
     total=restarts,
-    initial=begun.restarts if begun else 0,
+    initial=done.restarts if done else 0,
     desc="k-means",
     unit="restart",
     delay=1,
@@ -97,6 +97,8 @@ def fit(
   ) as bar:
 
     def keep(searched: kmeans.Searched) -> None:
+      nonlocal done
+      done = searched
       data = io.BytesIO()
       np.savez(data, identity=identity, **searched._asdict())
       folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,7 @@ def fit(
         num_restarts=restarts,
         batch_frames=config.kmeans.batch_frames,
         max_iterations=config.kmeans.max_iterations,
-        begun=begun,
+        begun=done,
         on_restart=keep,
       )
     except ValueError as error:
@@ -121,7 +123,8 @@ def fit(
       ) from error
     except KeyboardInterrupt:
       raise KeyboardInterrupt(
-        f"interrupted in k-means, after {bar.n} of {restarts} searches; the "
+        f"interrupted in k-means, after {done.restarts if done else 0} of "
+        f"{restarts} searches; the "
         "same command goes on from there, and --config.kmeans.num_restarts "
         "asks for fewer"
       ) from None

@@ -68,14 +68,15 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
 def _places(clips: Sequence[str]) -> list[Path]:
   """The paths of clips' features, without the format's ending.
 
-  An ending of audio is left out, unless clips differ in nothing else.
+  An ending of audio is left out, unless clips differ in nothing else. Names
+  that begin at the root, as a manifest's may, begin at the folder.
 
   Raises:
     UserError: outside of the folder.
   """
-  paths = [PurePosixPath(clip) for clip in clips]
+  paths = [PurePosixPath(clip.lstrip("/")) for clip in clips]
   for path in paths:
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if ".." in path.parts or not path.name:
       raise UserError(f"clip {str(path)!r}: its features would leave --out")
   stems = [
     path.with_suffix("") if path.suffix.lower() in folder.EXTENSIONS else path
