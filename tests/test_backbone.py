@@ -243,7 +243,13 @@ class Segments(placement.Placement):
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("size", [16_000, 16_001, 12_345])
+@pytest.mark.parametrize(
+  "size",
+  [
+    16_001,
+    *(pytest.param(x, marks=pytest.mark.slow) for x in (16_000, 12_345)),
+  ],
+)
 def test_stem_in_segments_equals_whole(norm, size):
   waveform, length = speech(size, size - 4_000, to=size)
   stem = make_stem(norm, jnp.float32)

@@ -58,6 +58,7 @@ def test_they_are_found():
   assert sum(map(len, COMMANDS.values())) > 50 and len(COMMANDS) > 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", sorted(COMMANDS))
 def test_they_are_taken(door, tmp_path):
   # Configs that a document has the reader write.

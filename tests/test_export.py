@@ -92,6 +92,7 @@ def test_transformers_loads_what_was_trained(objective, model, tmp_path):
   assert str(workdir) not in card
 
 
+@pytest.mark.slow
 def test_a_card_has_the_scores_of_this_encoder_alone(tmp_path):
   workdir = shutil.copytree(trained("hubert"), tmp_path / "run")
   (workdir / "probes").mkdir()
@@ -195,9 +196,8 @@ np.save(sys.argv[2], encode(batch["waveform"], batch["length"]))
 """
 
 
-@pytest.mark.parametrize(
-  "origin", ["logmel", pytest.param("hf", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", ["logmel", "hf"])
 def test_a_program_runs_with_jax_alone(origin, tmp_path):
   if origin == "hf":
     source = saved(tmp_path / "in", "hubert", "large")

@@ -56,7 +56,13 @@ def written(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module", params=["loudness", "gated", "tones"])
+@pytest.fixture(
+  scope="module",
+  params=[
+    "loudness",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("gated", "tones")),
+  ],
+)
 def trained(request, written):
   """A run of a documented file: its config, and its workdir."""
   config = f"--config={written / request.param}.py"
@@ -113,7 +119,7 @@ def test_it_is_swept(trained, written):
 def test_what_is_not_brought_is_refused_in_one_line(trained):
   _, workdir = trained
   message = run(
-    *("export", f"--workdir={workdir}", "--format=hf"),
+    *("export", f"--checkpoint={workdir}", "--format=hf"),
     f"--out={workdir / 'exported'}",
     status=1,
   )

@@ -175,6 +175,7 @@ def test_a_budget_is_a_size_and_a_command(slim):
   assert found["outside"] == []
 
 
+@pytest.mark.slow
 def test_the_least_budget_that_is_named_is_planned():
   _, _, err = plan("--budget=1e12")
   number, unit = re.search(r"([\d.]+) (.)FLOP are the least", err).groups()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models import placement
+from ssl_jax.models import placement, whole_clip
 from ssl_jax.models.dropout import dropout, kernel_dropout
 
 EPSILON = 1e-5
@@ -72,27 +72,32 @@ def add_norm(
   return layer_norm(x + y, scale, bias)
 
 
-def clip_moments(x: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance over a clip's real positions.
+def clip_moments(x: jax.Array, real: jax.Array, hop: int) -> whole_clip.Moments:
+  """Mean and variance over a clip's real positions, each [B, 1, C].
 
-  x [B, ..., C], real bool [B, ...] -> two of [B, 1 ..., C].
+  Args:
+    x: [B, N, C].
+    real: bool [B, N].
+    hop: samples between positions.
   """
   axes = tuple(range(1, x.ndim - 1))
-  real = real[..., None]
+  real = whole_clip.counted(real, hop)[..., None]
   count = jnp.maximum(1, real.sum(axis=axes, keepdims=True))
   mean = jnp.where(real, x, 0).sum(axis=axes, keepdims=True) / count
   # A sum of many float32 is some 1e-4 off; that of what is left of them is not.
   rest = jnp.where(real, x - mean, 0).sum(axis=axes, keepdims=True)
   mean += rest / count
   squares = jnp.where(real, jnp.square(x - mean), 0)
-  return mean, squares.sum(axis=axes, keepdims=True) / count
+  variance = squares.sum(axis=axes, keepdims=True) / count
+  own = whole_clip.Moments(mean, variance)
+  return whole_clip.settle(real.sum(axis=(1, 2)), own)
 
 
 def normalize_waveform(waveform: jax.Array, length: jax.Array) -> jax.Array:
   """Gives each clip's real samples mean 0 and variance 1. [B, S] -> [B, S]."""
   x = waveform[..., None]
   real = jnp.arange(waveform.shape[1]) < length[:, None]
-  mean, variance = clip_moments(x, real)
+  mean, variance = clip_moments(x, real, hop=1)
   return jnp.where(
     real, ((x - mean) * jax.lax.rsqrt(variance + 1e-7))[..., 0], 0
   )

@@ -14,7 +14,9 @@ from tqdm import tqdm
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.batches import make_iterator
 from ssl_jax.data.pieces import Pieces
+from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.source import Source
+from ssl_jax.models import whole_clip
 from ssl_jax.signal import fbank
 
 # (waveform float [B, S], length [B]) -> any array [B, F, ...], and how many of
@@ -49,6 +51,9 @@ def each_batch(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
   """Yields (clips [B], starts [B], frames [B, F, ...], real [B]) of each batch.
 
+  Clips that come in pieces are normed by the moments of all of them, for which
+  they are read once more for each moment.
+
   Args:
     config: of the run: how to read.
     source: of the clips.
@@ -58,9 +63,21 @@ def each_batch(
     start: the first batch.
   """
 
+  lengths = {pieces.batch(i).bucket_length for i in range(len(pieces))}
+  cut = source.num_samples > max(lengths, default=0)
+  whole = _WholeClips(source, cut, frames_of) if cut.any() else None
+
   @functools.partial(jax.jit, in_shardings=by_row)
-  def compute(waveform: jax.Array, length: jax.Array) -> Any:
-    return frames_of(waveform.astype(jnp.float32) / 2**15, length)
+  def compute(waveform: jax.Array, length: jax.Array, moments: Any) -> Any:
+    waveform = waveform.astype(jnp.float32) / 2**15
+    if moments is None:
+      return frames_of(waveform, length)
+    known, stages = moments
+    with whole_clip.use(stages, known) as seen:
+      frames = frames_of(waveform, length)
+    # Where something inside was jitted before, nothing would have been asked.
+    assert len(seen) == len(stages)
+    return frames
 
   batches = make_iterator(
     source,
@@ -73,7 +90,9 @@ def each_batch(
   waiting = None  # One batch is computed while the one before is used.
   try:
     for index, batch in enumerate(batches, start):
-      placed = jax.device_put((batch["waveform"], batch["length"]), by_row)
+      moments = whole.of(batch["record"]) if whole else None
+      placed = batch["waveform"], batch["length"], moments
+      placed = jax.device_put(placed, by_row)
       starts = np.zeros(len(batch["record"]), np.int64)
       planned = pieces.batch(index).starts
       starts[: len(planned)] = planned
@@ -85,6 +104,40 @@ def each_batch(
       yield jax.device_get(waiting)
   finally:
     batches.close()
+
+
+class _WholeClips:
+  """Moments of clips that come in pieces, each taken when it is first met."""
+
+  def __init__(self, source: Source, cut: np.ndarray, frames_of: FramesOf):
+    self._source, self._cut = source, cut
+    self._gather = whole_clip.Gatherer(frames_of)
+    self._known: dict[int, list[whole_clip.Moments]] = {}
+
+  def of(self, clips: np.ndarray) -> tuple[np.ndarray, list] | None:
+    """Returns (known [B], stages) of a batch; None where no norm needs them."""
+    if not self._gather.shapes:
+      return None
+    rows = [self._moments(int(clip)) for clip in clips]
+    known = np.array([row is not None for row in rows])
+    zeros = jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype), self._gather.shapes
+    )
+    rows = [zeros if row is None else row for row in rows]
+    return known, jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+  def _moments(self, clip: int) -> list[whole_clip.Moments] | None:
+    if clip < 0 or not self._cut[clip]:
+      return None
+    if clip not in self._known:
+      read = functools.partial(self._source.read, clip)
+      try:
+        self._known[clip] = self._gather(
+          read, int(self._source.num_samples[clip])
+        )
+      except DamagedAudio:
+        return None  # Whoever reads its pieces says so.
+    return self._known[clip]
 
 
 def sample(

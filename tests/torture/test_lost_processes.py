@@ -236,6 +236,7 @@ def test_a_read_without_memory_left_is_an_error(corpus, num_workers):
   assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_healthy_worker_does_not_grow(corpus):
   before = set(os.listdir("/dev/shm"))
   iterator = open_batches(corpus, 3000, 1)

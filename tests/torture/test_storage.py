@@ -13,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import doors
 import jax.numpy as jnp
 import pytest
 import soundfile
@@ -410,19 +411,14 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path):
     pass
 
 
-@pytest.mark.parametrize("door", ["label", "prepare"])
-def test_a_second_command_on_a_folder_is_refused(tmp_path, door):
+@pytest.mark.parametrize("name", ["label", "prepare"])
+def test_a_second_command_on_a_folder_is_refused(tmp_path, name):
   args = {
     "label": [*SMALL, "--layer=mfcc", "--clusters=10"],
     "prepare": [f"--input={ROOT / 'ssl_jax/data/corpus'}"],
-  }[door]
+  }[name]
   with alone(tmp_path / "x", "this"):
-    done = subprocess.run(
-      [sys.executable, "-m", f"ssl_jax.{door}", *args, f"--out={tmp_path}/x"],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
+    done = doors.door(name, *args, f"--out={tmp_path}/x")
   assert done.returncode == 1
   said = f"error: --out={tmp_path}/x: process {os.getpid()} on "
   assert done.stderr.splitlines()[-1].startswith(said)

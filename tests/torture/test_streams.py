@@ -74,6 +74,7 @@ def test_paths_at_home_are_written_out(tmp_path):
   assert not [*ROOT.glob("~*")]
 
 
+@pytest.mark.slow
 def test_odd_surroundings_are_one_line(tmp_path):
   args = ["-m", "ssl_jax.main", *SMALL, "--config.budget.updates=1"]
   done = sh('"$@"', *args, "--dry_run", JAX_PLATFORMS="cuda")

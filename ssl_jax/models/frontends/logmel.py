@@ -43,7 +43,7 @@ class Frontend(frontend.Frontend):
     count = fbank.num_fbank_frames(length)  # mels: [B, 10 ms frames, F].
     if self.config.mel_norm == "clip":
       real = jnp.arange(mels.shape[1]) < count[:, None]
-      mean, variance = clip_moments(mels, real)
+      mean, variance = clip_moments(mels, real, hop=fbank.HOP)
       mels = (mels - mean) * jax.lax.rsqrt(variance + _EPSILON)
     else:
       mels = (mels - _MEL_MEAN) / _MEL_STD

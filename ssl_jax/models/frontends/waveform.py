@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from ssl_jax import FRAME_HOP, FRAME_WINDOW, num_frames
 from ssl_jax.knobs import Knob
-from ssl_jax.models import placement
+from ssl_jax.models import placement, whole_clip
 from ssl_jax.models.frontends import frontend
 from ssl_jax.models.gelu import gelu
 from ssl_jax.models.hf import HfNames
@@ -117,7 +117,7 @@ class Frontend(frontend.Frontend):
     # The mean is subtracted in float32: the norm would cancel it exactly, but
     # bfloat16 has rounded it before.
     real = jnp.arange(waveform.shape[1]) < length[:, None]
-    mean, _ = clip_moments(waveform[..., None], real)
+    mean, _ = clip_moments(waveform[..., None], real, hop=1)
     waveform = waveform - mean[..., 0]
     # The first convolution's bias would go with the mean that the norm takes
     # away.
@@ -189,8 +189,9 @@ def fold_norm(
   kernel = kernel[:, 0]
   windows = _windows(waveform)
   count = (length - _WINDOW) // _HOP + 1
-  real = (jnp.arange(windows.shape[1]) < count[:, None])[..., None]
-  count = jnp.maximum(1, count)[:, None]
+  real = jnp.arange(windows.shape[1]) < count[:, None]
+  real = whole_clip.counted(real, _HOP)[..., None]
+  count = jnp.maximum(1, real.sum(axis=1))
   mean = jnp.where(real, windows, 0).sum(axis=1) / count  # [B, 10]
   # In the basis of the cosine transform speech's covariance is nearly diagonal;
   # in another, what is far below the low frequencies drowns in their rounding.
@@ -199,6 +200,8 @@ def fold_norm(
   centred = jnp.where(real, centred, 0)
   covariance = jnp.einsum("bti,btj->bij", centred, centred, precision=_EXACT)
   covariance /= count[..., None]
+  own = whole_clip.Moments(mean, covariance)
+  mean, covariance = whole_clip.settle(real.sum(axis=(1, 2)), own, cosines)
   rotated = jnp.matmul(cosines.T, kernel, precision=_EXACT)  # [10, C]
   variance = jnp.einsum(
     "ic,bij,jc->bc", rotated, covariance, rotated, precision=_EXACT
