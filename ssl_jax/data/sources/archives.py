@@ -39,7 +39,7 @@ def unpack(archive: Path, folder: Path) -> None:
         _check_names(archive, zip(names, links))
         _check_room(archive, folder, sum(m.size for m in members))
         files = [m for m, link in zip(members, links) if link or m.isfile()]
-        file.extractall(folder, files, filter="data")
+        _extract(file, files, folder)
       lost = [name for name in names if not os.path.exists(folder / name)]
       _leave_out(archive, folder, lost)
   except UserError:
@@ -49,6 +49,31 @@ def unpack(archive: Path, folder: Path) -> None:
     raise UserError(
       f"--input={archive} cannot be unpacked ({message})"
     ) from error
+
+
+def _extract(
+  file: tarfile.TarFile, members: list[tarfile.TarInfo], folder: Path
+) -> None:
+  if hasattr(tarfile, "data_filter"):
+    file.extractall(folder, members, filter="data")
+    return
+  # Python before 3.11.4: the same by hand.
+  for member in members:
+    beside = os.path.dirname(member.name) if member.issym() else ""
+    if member.issym() or member.islnk():
+      _check_inside(folder, member, os.path.join(beside, member.linkname))
+    member.mode &= 0o755
+    member.uid, member.gid = os.getuid(), os.getgid()
+    member.uname = member.gname = ""
+    file.extract(member, folder)
+  for member in members:  # What was there after a link may be a link, too.
+    _check_inside(folder, member, member.name)
+
+
+def _check_inside(folder: Path, member: tarfile.TarInfo, path: str) -> None:
+  inside = os.path.realpath(folder)
+  if inside not in Path(os.path.realpath(os.path.join(folder, path))).parents:
+    raise tarfile.ReadError(f"{member.name[:80]!r} leads out of the folder")
 
 
 def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
