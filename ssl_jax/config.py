@@ -148,7 +148,7 @@ def differing(
   here = flatten(ConfigDict(json.loads(to_json(config))))
   defaults = flatten(ConfigDict(json.loads(to_json(base()))))
   saved = defaults | flatten(ConfigDict(there))
-  others = {*_objective_sections()} - {config.objective.name}
+  others = _objectives() - {config.objective.name}
   free = {
     key
     for key, knob in declared.items()
@@ -162,10 +162,10 @@ def differing(
   ]
 
 
-def _objective_sections() -> Iterable[str]:
+def _objectives() -> set[str]:
   from ssl_jax import objectives
 
-  return objectives.sections()
+  return {*objectives.OBJECTIVES}
 
 
 def set_size(config: ConfigDict, size: str) -> None:

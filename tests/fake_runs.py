@@ -17,7 +17,9 @@ def write_run(
   config_lib.set_size(config, size)
   config.objective.name = objective
   override(config, more.pop("config", ()))
-  (workdir / "config.json").write_text(config_lib.to_json(config))
+  saved = json.loads(config_lib.to_json(config))
+  saved["made_by"] = {"command": f"main --workdir={workdir}"}
+  (workdir / "config.json").write_text(json.dumps(saved))
   result = {
     "params": int(SIZES.get(size, 2e7)),
     "updates": 100,

@@ -1,5 +1,6 @@
 """Each knob has one declaration, which everything else asks."""
 
+import copy
 import json
 import re
 import shlex
@@ -92,9 +93,15 @@ def test_knobs_of_other_objectives_cannot_strand_a_run(tmp_path):
   saved["tera"]["time_swap"] = 0.3
   saved["made_by"] = {"version": "0"}
   assert not config_lib.differing(saved, config_lib.base(), "resume")
-  saved["hubert"]["final_dim"] = 128
-  (line,) = config_lib.differing(saved, config_lib.base(), "resume")
-  assert line.startswith("hubert.final_dim")
+  for section, name, value in (
+    ("hubert", "final_dim", 128),
+    ("objective", "name", "tera"),
+    ("objective", "feature_penalty", 3.0),
+  ):
+    other = copy.deepcopy(saved)
+    other[section][name] = value
+    (line,) = config_lib.differing(other, config_lib.base(), "resume")
+    assert line.startswith(f"{section}.{name}")
 
 
 def test_a_workdir_says_who_made_it(tmp_path):

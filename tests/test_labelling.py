@@ -165,9 +165,7 @@ def states_alone(states, source, clip):
   """[T, D] of a clip with no other beside it, piece after piece."""
   parts = []
   size = int(source.num_samples[clip])
-  moments = whole_clip.Gatherer(states)(
-    lambda start, count: source.read(clip, start, count), size
-  )
+  moments = whole_clip.Gatherer(states)(source.read(clip, 0, size))
   known = np.array([size > LAST_BUCKET])
   piece = num_frames(LAST_BUCKET)
   for first in range(0, num_frames(int(source.num_samples[clip])), piece):

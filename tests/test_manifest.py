@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ssl_jax.data import labels
 from ssl_jax.data.sources import manifest
 from ssl_jax.errors import UserError
 
@@ -61,7 +62,7 @@ def test_parts_of_a_file_are_its_slices(tmp_path, audio, one, other):
   assert (len(first), len(second)) == (200_000, 120_000)
   assert abs(first - whole[:200_000]).max() <= 0.5
   assert abs(second - whole[200_000:]).max() <= 0.5
-  assert (known, more) == ({"text": "one"}, {"text": "two"})
+  assert (known["text"], more["text"]) == ("one", "two")
 
 
 def test_a_channel_is_not_the_mean_of_them(tmp_path, audio):
@@ -87,8 +88,14 @@ def test_a_length_that_is_but_rounded_cuts_nothing(tmp_path, audio):
     tmp_path,
     {"id": "x", "file": "a.wav", "duration": 19.96},
     {"id": "y", "file": "a.wav", "duration": 20_000},  # Milliseconds.
+    {"id": "z", "file": "a.wav", "duration": 19.2, "channel": "A"},
+    {"id": "zz", "file": "a.wav", "duration": 0},  # Unknown.
   )
-  assert [len(samples) for samples, _ in read(path).values()] == [20 * RATE] * 2
+  assert [len(samples) for samples, _ in read(path).values()] == [20 * RATE] * 4
+  # But an end that is given is one.
+  path = lines(tmp_path, {"file": "a.wav", "start": 0, "end": 19.2})
+  ((samples, _),) = read(path).values()
+  assert len(samples) == 19.2 * RATE
 
 
 def test_what_is_not_in_the_file_is_skipped_and_named(tmp_path, audio):
@@ -114,7 +121,6 @@ def test_what_is_not_in_the_file_is_skipped_and_named(tmp_path, audio):
     ({"duration": "long"}, "duration='long' is not a time"),
     ({"duration": float("inf")}, "duration=inf is not a time"),
     ({"start": float("nan"), "end": 1}, "start=nan is not a time"),
-    ({"channel": 0.5}, "channel=0.5"),
     ({"stop": 99}, "has a stop, and no start"),
     ({"segments": [[0, 1]]}, "'segments' is not heeded"),
   ],
@@ -141,18 +147,65 @@ def test_names_of_other_libraries_are_known(tmp_path, audio):
       "cv_1.wav",
       {
         "speaker": "abc",
+        "client_id": "abc",
         "text": '"Hallo", sagt sie',
+        "sentence": '"Hallo", sagt sie',
         "language": "de",
+        "locale": "de",
         "up_votes": "2",
       },
     ),
-    "sb.csv": ("u1", {"speaker": "s1", "text": "HELLO THERE"}),
-    hf.name: ("a.wav", {"text": "hi"}),
+    "sb.csv": (
+      "u1",
+      {
+        "duration": "20.0",
+        "speaker": "s1",
+        "spk_id": "s1",
+        "text": "HELLO THERE",
+        "wrd": "HELLO THERE",
+      },
+    ),
+    hf.name: ("a.wav", {"text": "hi", "transcription": "hi"}),
   }
   for name, (clip, known) in expected.items():
     found = read(tmp_path / name)
     assert {k: v for k, (_, v) in found.items()} == {clip: known}
     assert len(found[clip][0]) == 20 * RATE
+
+
+def test_metadata_of_another_kind_are_left_alone(tmp_path, audio, caplog):
+  (tmp_path / "metadata.csv").write_text("a|Said, so|said so\nb|x|x\n")
+  assert [*read(tmp_path)] == ["a.wav"]
+  assert "metadata.csv names no files" in caplog.text
+
+
+def test_parts_at_late_times_have_names_of_their_own(tmp_path, audio):
+  starts = (40_000.1, 40_000.2, 40_000.3)
+  path = lines(
+    tmp_path,
+    *({"file": "a.wav", "start": s, "end": s + 0.1} for s in starts),
+    {"file": "a.wav", "start": starts[0], "end": 50_000},
+  )
+  assert len({clip.id for clip in manifest.find_clips(path)}) == 4
+
+
+def test_another_part_is_another_corpus(tmp_path, audio):
+  hashes = set()
+  for line in ({}, {"channel": 0}, {"channel": 1}, {"start": 1, "end": 21}):
+    path = lines(tmp_path, {"id": "x", "file": "a.wav"} | line)
+    source = manifest.open_clips(manifest.find_clips(path))
+    if line.get("start"):
+      assert source.skipped
+      continue
+    hashes.add(labels.corpus_hash(source))
+  for start in (0, 1):
+    path = lines(
+      tmp_path,
+      {"id": "x", "file": "a.wav", "start": start} | {"end": start + 9},
+    )
+    source = manifest.open_clips(manifest.find_clips(path))
+    hashes.add(labels.corpus_hash(source))
+  assert len(hashes) == 5
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])

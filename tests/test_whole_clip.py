@@ -78,7 +78,7 @@ def frontend(setting):
   ],
 )
 def test_frames_of_pieces_are_those_of_the_whole(setting, monkeypatch):
-  monkeypatch.setattr(whole_clip, "_OWN", 24_000)  # Three parts.
+  monkeypatch.setattr(whole_clip, "_PARTS", (24_000,))  # Three parts.
   config, frames_of = frontend(setting)
   config.loader.update(num_threads=1, num_workers=0)
   source = Source()
@@ -134,3 +134,22 @@ def test_moments_of_parts_are_those_of_all():
   np.testing.assert_allclose(joined.mean[0], x.mean(axis=0), rtol=1e-6)
   expected = np.cov(x.T, bias=True)
   np.testing.assert_allclose(joined.second[0], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_moments_on_several_devices_are_those_of_one():
+  _, frames_of = frontend("group-normalized")
+  clip = Source().clips[1]
+  one = whole_clip.Gatherer(frames_of)(clip)
+  rows = []
+
+  def counting(waveform, length):
+    rows.append(len(length))
+    return frames_of(waveform, length)
+
+  two = whole_clip.Gatherer(counting, 2)(clip)
+  assert {*rows} == {2}
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    one,
+    two,
+  )

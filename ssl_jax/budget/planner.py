@@ -22,6 +22,7 @@ _ENOUGH = 8
 # Fewer updates are no training run; epochs of more are of few hours repeated,
 # of which the law knows nothing (paper.md, "Data size").
 _LEAST_UPDATES, _MOST_EPOCHS = 100, 100
+_MOST_FLOPS = 1e30
 
 
 def read_runs(folder: Path) -> list[Point]:
@@ -133,11 +134,16 @@ def plan(
   least = batch_seconds * _LEAST_UPDATES
   if ranked[0].audio_seconds < least or ranked[0].loss >= (guess or math.inf):
     enough = flops
-    while enough < 1e30:
+    while enough < _MOST_FLOPS:
       enough *= 1.1
       best = law_lib.rank(law, setting, enough, candidates)[0]
       if best.audio_seconds >= least and best.loss < (guess or math.inf):
         break
+    else:
+      raise UserError(
+        "by these runs no budget buys a model better than a guess: give "
+        "--runs that learned something"
+      )
     raise UserError(
       f"a budget of {readable(flops)}FLOP buys no model that is better than a "
       f"guess: {readable(enough)}FLOP are the least; for less, try "

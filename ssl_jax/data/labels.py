@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax import FRAME_HOP, SAMPLE_RATE, num_frames
-from ssl_jax.data.sources.source import Source
+from ssl_jax.data.sources.source import Source, heard
 from ssl_jax.errors import UserError
 from ssl_jax.files import write_atomically
 
@@ -199,6 +199,8 @@ def corpus_hash(source: Source) -> str:
   digest = hashlib.sha256()
   for clip, length in zip(source.ids, source.num_samples, strict=True):
     digest.update(json.dumps([clip, int(length)]).encode())
+  for part in heard(source, range(len(source.ids))):
+    digest.update(json.dumps(part).encode())
   return digest.hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ssl_jax import SAMPLE_RATE, files
 from ssl_jax.data import workers
 from ssl_jax.data.sources import audio, records
-from ssl_jax.data.sources.source import Source
+from ssl_jax.data.sources.source import Source, heard
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 
@@ -67,7 +67,8 @@ def prepare(
     )
   shards = _share_out(items)
   held = "another corpus, or this one prepared otherwise"
-  claim(folder, "prepare.json", _identity(items), "--out", held, _MAKES)
+  identity = _identity(items, source)
+  claim(folder, "prepare.json", identity, "--out", held, _MAKES)
   if (folder / "dataset.json").exists():
     return records.read_header(f"--out={folder}", folder)
   todo = [
@@ -227,12 +228,15 @@ def _seconds(items: list[Item]) -> float:
   return sum(part[2] for item in items for part in item.parts) / SAMPLE_RATE
 
 
-def _identity(items: list[Item]) -> str:
+def _identity(items: list[Item], source: Source) -> str:
   digest = hashlib.sha256()
   for item in items:
     digest.update(
       json.dumps([item.about, [p[1:] for p in item.parts]]).encode()
     )
+  clips = [clip for item in items for clip, _, _ in item.parts]
+  for part in heard(source, dict.fromkeys(clips)):
+    digest.update(json.dumps(part).encode())
   return json.dumps({"items": digest.hexdigest()})
 
 

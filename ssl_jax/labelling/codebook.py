@@ -124,9 +124,7 @@ def fit(
     except KeyboardInterrupt:
       raise KeyboardInterrupt(
         f"interrupted in k-means, after {done.restarts if done else 0} of "
-        f"{restarts} searches; the "
-        "same command goes on from there, and --config.kmeans.num_restarts "
-        "asks for fewer"
+        f"{restarts} searches; the same command goes on from there"
       ) from None
   kept.unlink(missing_ok=True)
   return fitted

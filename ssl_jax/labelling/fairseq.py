@@ -25,7 +25,7 @@ from ssl_jax.data.labels import (
   write_codebook,
   write_header,
 )
-from ssl_jax.data.sources.source import AudioFiles, Source
+from ssl_jax.data.sources.source import AudioFiles, Source, heard
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, write_atomically
 from ssl_jax.labelling import picture, quality
@@ -105,6 +105,11 @@ def check_files(sources: dict[str, Source]) -> None:
       "label the folder or manifest that it was made of"
     )
   for source in sources.values():
+    if parts := heard(source, range(len(source.ids))):
+      raise UserError(
+        f"--km: a .tsv names whole files, and {source.ids[parts[0][0]]!r} is a "
+        "part of one, or a channel: `ssl_jax.prepare` cuts it out"
+      )
     for clip, path in zip(source.ids, source.paths):
       if re.search(r"[\n\r\t\ud800-\udfff]", path):
         raise UserError(f"--km: a .tsv cannot name {clip!r}: rename the file")

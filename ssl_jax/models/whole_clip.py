@@ -19,7 +19,8 @@ import numpy as np
 
 from ssl_jax import FRAME_WINDOW
 
-_OWN = 960_000  # Samples of a part, whose windows may reach beyond: 60 s.
+# Samples of a part, whose windows may reach beyond: 20, 30 and 60 s.
+_PARTS = (320_000, 480_000, 960_000)
 
 
 class Moments(NamedTuple):
@@ -112,46 +113,51 @@ class Gatherer:
     shapes: of each stage's moments, [1, ...]; [] where a frontend uses none.
   """
 
-  def __init__(self, frames_of: Callable[[jax.Array, jax.Array], Any]):
+  def __init__(
+    self, frames_of: Callable[[jax.Array, jax.Array], Any], rows: int = 1
+  ):
     """Makes it.
 
     Args:
       frames_of: (waveform [B, S] floats, length [B]) -> anything that a
         frontend has made.
+      rows: that it must be given, as many as there are devices; all are the
+        same clip.
     """
+    self._rows = rows
 
     def seen(waveform: Any, length: Any, own: Any, stages: Any) -> Any:
-      with use(stages, jnp.ones(1, bool), own) as found:
-        frames_of(waveform.astype(jnp.float32) / 2**15, length)
-      return found
+      whole = jax.tree.map(self._repeat, stages)
+      with use(whole, jnp.ones(rows, bool), self._repeat(own)) as found:
+        frames_of(
+          self._repeat(waveform).astype(jnp.float32) / 2**15,
+          self._repeat(length),
+        )
+      return jax.tree.map(lambda x: x[:1], found)
 
     one = np.ones(1, np.int32)
-    waveform = np.zeros((1, _OWN + FRAME_WINDOW), np.int16)
+    waveform = np.zeros((1, _PARTS[0] + FRAME_WINDOW), np.int16)
     found = jax.eval_shape(seen, waveform, one, one, [])
     self.shapes = [moments for _, moments in found]
     # XLA computes what the next stage needs, and no more.
     self._seen = jax.jit(lambda *args: seen(*args)[len(args[-1])])
 
-  def __call__(
-    self, read: Callable[[int, int], np.ndarray], num_samples: int
-  ) -> list[Moments]:
-    """Returns the moments of a clip, [1, ...], stage by stage.
+  def _repeat(self, x: Any) -> Any:
+    return jnp.broadcast_to(x, (self._rows, *x.shape[1:]))
 
-    Args:
-      read: (start, samples) -> int16 of the clip, as `Source.read`.
-      num_samples: of the clip.
-    """
+  def __call__(self, samples: np.ndarray) -> list[Moments]:
+    """Returns the moments of a clip, int16 [S], each [1, ...], by stages."""
+    size = next((n for n in _PARTS if n >= len(samples)), _PARTS[-1])
+    parts = []
+    for start in range(0, len(samples), size):
+      part = samples[start : start + size + FRAME_WINDOW]
+      waveform = np.zeros((1, size + FRAME_WINDOW), np.int16)
+      waveform[0, : len(part)] = part
+      length = np.full(1, len(part), np.int32)
+      parts.append((waveform, length, np.minimum(length, size)))
     stages: list[Moments] = []
     for _ in self.shapes:
-      parts = []
-      for start in range(0, num_samples, _OWN):
-        samples = read(start, _OWN + FRAME_WINDOW)
-        waveform = np.zeros((1, _OWN + FRAME_WINDOW), np.int16)
-        waveform[0, : len(samples)] = samples
-        length = np.full(1, len(samples), np.int32)
-        own = np.minimum(length, _OWN)
-        parts.append(self._seen(waveform, length, own, stages))
-      stages.append(_joined(parts))
+      stages.append(_joined([self._seen(*part, stages) for part in parts]))
     return stages
 
 

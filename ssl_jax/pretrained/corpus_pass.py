@@ -52,7 +52,7 @@ def each_batch(
   """Yields (clips [B], starts [B], frames [B, F, ...], real [B]) of each batch.
 
   Clips that come in pieces are normed by the moments of all of them, for which
-  they are read once more for each moment.
+  they are read once more.
 
   Args:
     config: of the run: how to read.
@@ -65,7 +65,8 @@ def each_batch(
 
   lengths = {pieces.batch(i).bucket_length for i in range(len(pieces))}
   cut = source.num_samples > max(lengths, default=0)
-  whole = _WholeClips(source, cut, frames_of) if cut.any() else None
+  rows = len(by_row.device_set)
+  whole = _WholeClips(source, cut, frames_of, rows) if cut.any() else None
 
   @functools.partial(jax.jit, in_shardings=by_row)
   def compute(waveform: jax.Array, length: jax.Array, moments: Any) -> Any:
@@ -109,9 +110,11 @@ def each_batch(
 class _WholeClips:
   """Moments of clips that come in pieces, each taken when it is first met."""
 
-  def __init__(self, source: Source, cut: np.ndarray, frames_of: FramesOf):
+  def __init__(
+    self, source: Source, cut: np.ndarray, frames_of: FramesOf, rows: int
+  ):
     self._source, self._cut = source, cut
-    self._gather = whole_clip.Gatherer(frames_of)
+    self._gather = whole_clip.Gatherer(frames_of, rows)
     self._known: dict[int, list[whole_clip.Moments]] = {}
 
   def of(self, clips: np.ndarray) -> tuple[np.ndarray, list] | None:
@@ -130,11 +133,9 @@ class _WholeClips:
     if clip < 0 or not self._cut[clip]:
       return None
     if clip not in self._known:
-      read = functools.partial(self._source.read, clip)
+      size = int(self._source.num_samples[clip])
       try:
-        self._known[clip] = self._gather(
-          read, int(self._source.num_samples[clip])
-        )
+        self._known[clip] = self._gather(self._source.read(clip, 0, size))
       except DamagedAudio:
         return None  # Whoever reads its pieces says so.
     return self._known[clip]

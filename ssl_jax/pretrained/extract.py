@@ -44,7 +44,7 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
   taken: dict[str, manifest.Clip] = {}
   for clip in clips:
     other = taken.setdefault(clip.id, clip)
-    if other.path != clip.path:
+    if (other.path, other.span) != (clip.path, clip.span):
       raise UserError(
         f"{other.path} and {clip.path} are both {clip.id}: give each an --out "
         "of its own, or their folder as an input"
@@ -83,10 +83,17 @@ def _places(clips: Sequence[str]) -> list[Path]:
     for path in paths
   ]
   taken = collections.Counter(stems) + collections.Counter(set(paths))
-  return [
+  places = [
     Path(stem if stem == path or taken[stem] == 1 else path)
     for path, stem in zip(paths, stems)
   ]
+  twice = collections.Counter(places).most_common(1)
+  if twice and twice[0][1] > 1:
+    raise UserError(
+      f"{twice[0][1]} clips would become {twice[0][0]}: give each an --out of "
+      "its own"
+    )
+  return places
 
 
 def states_of(
@@ -228,7 +235,8 @@ def extract(
   audio = [audio_facts(file) for file in source.paths]
   if source.parts:
     audio = [
-      facts | {"part": [*part]} for facts, part in zip(audio, source.parts)
+      facts | ({"part": [*part]} if part else {})
+      for facts, part in zip(audio, source.parts)
     ]
   pairs = enumerate(zip(names, audio))
   todo = [i for i, (name, facts) in pairs if not index.has(name, facts)]

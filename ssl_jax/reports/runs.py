@@ -276,7 +276,8 @@ def _recipe(config: dict[str, Any]) -> str:
   kept = {
     key: value
     for key, value in flatten(ConfigDict(config)).items()
-    if key not in roles or roles[key].recipe
+    if not key.startswith(f"{config_lib.MADE_BY}.")
+    and (key not in roles or roles[key].recipe)
   }
   return json.dumps(kept, sort_keys=True)
 

@@ -62,7 +62,7 @@ def _extract(
     beside = os.path.dirname(member.name) if member.issym() else ""
     if member.issym() or member.islnk():
       _check_inside(folder, member, os.path.join(beside, member.linkname))
-    member.mode &= 0o755
+    member.mode = member.mode & 0o755 | 0o600
     member.uid, member.gid = os.getuid(), os.getgid()
     member.uname = member.gname = ""
     file.extract(member, folder)

@@ -29,12 +29,16 @@ RATES = (1_000, 1_000_000)
 # Values decoded at a time: headers may promise any number.
 _BLOCK = 1 << 22
 
-# Frames at a file's own rate that its decoder hears before a part, for the part
-# to be the slice of the whole. An MPEG frame is at most 1,152 long and takes
-# bits of earlier ones; Opus at low rates predicts from what it has put out, and
-# forgets only slowly where it started.
-_RUN_UP = {"MPEG_LAYER_I": 12 * 1_152, "MPEG_LAYER_II": 12 * 1_152}
-_RUN_UP |= {"MPEG_LAYER_III": 12 * 1_152, "OPUS": 1_440_000}
+# What a decoder hears before a part, for the part to be the slice of the whole.
+# An MPEG frame is at most 1,152 samples long and takes bits of earlier ones;
+# Opus at low rates predicts from what it has put out, and forgets only slowly
+# where it started.
+_RUN_UP = {  # Of a rate, in frames.
+  "MPEG_LAYER_I": lambda rate: 12 * 1_152,
+  "MPEG_LAYER_II": lambda rate: 12 * 1_152,
+  "MPEG_LAYER_III": lambda rate: 12 * 1_152,
+  "OPUS": lambda rate: 30 * rate,
+}
 
 
 # Bytes that files of other formats begin with, from a place on.
@@ -230,7 +234,8 @@ def _read_native(
   # libsndfile's Vorbis seek can land some hundred samples off (its issue 885),
   # so all that comes before is decoded and dropped.
   if file.subtype != "VORBIS":
-    begin = max(0, before - _RUN_UP.get(file.subtype, 0))
+    run_up = _RUN_UP.get(file.subtype, lambda rate: 0)
+    begin = max(0, before - run_up(file.samplerate))
     if begin:
       file.seek(begin)
     before -= begin

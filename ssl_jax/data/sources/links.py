@@ -6,12 +6,11 @@ first stream. And MP3 has no length but in a frame that most encoders put first
 libsndfile takes the first frame's bit rate for that of all.
 """
 
-import mmap
+import io
+import itertools
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
-
-Content = bytes | mmap.mmap
+from typing import BinaryIO, NamedTuple
 
 # Of MPEG layer III: kbit/s by version and field, and Hz by field.
 _BIT_RATES = {
@@ -21,6 +20,8 @@ _BIT_RATES = {
 _RATES = (44_100, 48_000, 32_000)
 _SLACK = 2  # Frames by which encoders differ in counting them.
 _HIGHEST = 14 << 4  # A header's field for the highest bit rate.
+_HEAD = 1 << 16  # Bytes in which a stream's first frame, or last page, lies.
+_SMALL = 1 << 23  # Bytes of Ogg that are looked through.
 _DELAY = 529  # Samples that a decoder of layer III is late.
 
 
@@ -49,28 +50,55 @@ def split(file: str | bytes) -> list[bytes]:
     file: a path, or as bytes a file's content.
   """
   if isinstance(file, bytes):
-    return _split(file)
+    return [] if _is_plain(io.BytesIO(file), len(file)) else _split(file)
   try:
     name = os.fsencode(file)
     if not os.path.isfile(name):  # A FIFO would be waited for.
       return []
     with open(name, "rb") as opened:
-      start = opened.read(4)
-      if start != b"OggS" and not _is_mpeg(start):
+      if _is_plain(opened, os.fstat(opened.fileno()).st_size):
         return []
-      with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _split(content)
+      opened.seek(0)
+      return _split(opened.read())
   except (OSError, ValueError):
     return []  # Whoever decodes it says what is wrong.
 
 
-def _split(content: Content) -> list[bytes]:
-  if content[:4] == b"OggS":
-    return _ogg(content)
-  return _mpeg(content) if _is_mpeg(content[:4]) else []
+def _is_plain(file: BinaryIO, size: int) -> bool:
+  """Tells, from little of a file, that it is one stream with its length."""
+  start = file.read(10)
+  if start[:4] == b"OggS":
+    if size <= _SMALL:
+      return False  # It is looked through.
+    start += file.read(_HEAD)
+    file.seek(size - _HEAD)
+    last = file.read()
+    last = last[max(0, last.rfind(b"OggS")) :]
+    return start[14:18] == last[14:18]  # The streams' serial numbers.
+  tagged = start[:3] == b"ID3" and len(start) == 10
+  if not tagged and not _header(start[:4]):
+    return True
+  file.seek(place := _after_tag(start, 0) if tagged else 0)
+  start = file.read(_HEAD)
+  first = next(_frames(start), None)
+  if start[:4] == b"fLaC" or not first:
+    return True  # A tag before something that is no MP3.
+  info = _info(start, first)
+  if not info:
+    return False
+  # Behind a stream there is nothing, or a tag. Cut short, it has its length.
+  end = place + first.place + info.size
+  if end >= size:
+    return True
+  file.seek(end)
+  return not _has_frames(file.read())
 
 
-def _ogg(content: Content) -> list[bytes]:
+def _split(content: bytes) -> list[bytes]:
+  return _ogg(content) if content[:4] == b"OggS" else _mpeg(content)
+
+
+def _ogg(content: bytes) -> list[bytes]:
   begins, place, beginning = [], 0, False
   while (place := content.find(b"OggS", place)) >= 0:
     head = content[place : place + 27]
@@ -87,19 +115,7 @@ def _ogg(content: Content) -> list[bytes]:
   return [content[a:b] for a, b in zip(begins, ends)] if ends[1:] else []
 
 
-def _is_mpeg(start: bytes) -> bool:
-  return start[:3] == b"ID3" or bool(_header(start))
-
-
-def _mpeg(content: Content) -> list[bytes]:
-  first = next(_frames(content), None)
-  if not first:
-    return []
-  info = _info(content, first)
-  rest = len(content) - first.place - info.size if info else 0
-  # Behind a stream there is nothing, or a tag. Cut short, it has its length.
-  if info and (rest <= 0 or not _frames_in(content, len(content) - rest)):
-    return []
+def _mpeg(content: bytes) -> list[bytes]:
   streams: list[list[_Frame]] = []
   for frame in _frames(content):
     if (
@@ -107,22 +123,18 @@ def _mpeg(content: Content) -> list[bytes]:
     ):
       streams.append([])
     streams[-1].append(frame)
+  info = streams and _info(content, streams[0][0])
   if info and len(streams) == 1 and len(streams[0]) <= info.frames + _SLACK:
     return []
   return [_with_length(content, stream) for stream in streams]
 
 
-def _frames_in(content: Content, place: int) -> int:
-  """Whole MPEG frames from a place on, counted up to a few."""
-  found = 0
-  for _ in _frames(content, place):
-    found += 1
-    if found > _SLACK:
-      return found
-  return 0
+def _has_frames(content: bytes) -> bool:
+  """Tells whether more MPEG frames are there than chance, or a torn end."""
+  return len([*itertools.islice(_frames(content), _SLACK + 1)]) > _SLACK
 
 
-def _with_length(content: Content, stream: list[_Frame]) -> bytes:
+def _with_length(content: bytes, stream: list[_Frame]) -> bytes:
   """The stream, behind a first frame that tells its length."""
   bodies = [content[f.place : f.place + f.size] for f in stream]
   info = _info(content, stream[0])
@@ -150,14 +162,13 @@ def _with_length(content: Content, stream: list[_Frame]) -> bytes:
   return body.ljust(size, b"\0") + audio
 
 
-def _frames(content: Content, place: int = 0) -> Iterator[_Frame]:
+def _frames(content: bytes, place: int = 0) -> Iterator[_Frame]:
   """Yields the MPEG frames from a place on, tags and torn bytes left out."""
   previous = None
   while place + 4 <= len(content):
     head = content[place : place + 10]
     if head[:3] == b"ID3" and len(head) == 10:
-      sizes = [byte & 0x7F for byte in head[6:10]]
-      place += 10 + sum(s << 7 * i for i, s in enumerate(reversed(sizes)))
+      place = _after_tag(content, place)
       continue
     found = _header(head[:4])
     # Among other bytes, a header alone may be chance.
@@ -176,6 +187,12 @@ def _frames(content: Content, place: int = 0) -> Iterator[_Frame]:
       return
 
 
+def _after_tag(content: bytes, place: int) -> int:
+  """Where the ID3 tag at a place ends: its size is in bytes of seven bits."""
+  sizes = [byte & 0x7F for byte in content[place + 6 : place + 10]]
+  return place + 10 + sum(s << 7 * i for i, s in enumerate(reversed(sizes)))
+
+
 def _header(head: bytes) -> tuple[int, tuple[int, int, bool]] | None:
   """Bytes and kind of the frame of layer III with this header, if it is one."""
   if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
@@ -190,7 +207,7 @@ def _header(head: bytes) -> tuple[int, tuple[int, int, bool]] | None:
   return size + (head[2] >> 1 & 1), (version, hertz, head[3] >> 6 == 3)
 
 
-def _info(content: Content, frame: _Frame) -> _Info | None:
+def _info(content: bytes, frame: _Frame) -> _Info | None:
   """What a frame of Xing's or VBRI's kind says, if it is one and says it."""
   body = content[frame.place : frame.place + min(frame.size, 64)]
   version, _, mono = frame.kind

@@ -1,8 +1,10 @@
 """Clips of a folder or a manifest."""
 
+import functools
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,10 @@ from ssl_jax.data.sources.manifest_lines import MANIFESTS, Clip
 from ssl_jax.data.sources.source import SPLIT_KEY, AudioFiles, Part, SourceKind
 from ssl_jax.errors import UserError
 
-_TOLERANCE = 0.1  # Seconds by which manifests round lengths.
+_TOLERANCE, _LOOSE = (
+  0.1,
+  1.0,
+)  # Seconds by which ends and durations are rounded.
 # LibriSpeech's and its kin's: SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac
 _LIBRISPEECH = re.compile(r"(?:^|/)(\w+)/(\w+)/\1[-_]\2[-_][^/]*$")
 
@@ -96,55 +101,67 @@ def open_clips(clips: list[Clip]) -> AudioFiles:
   """Opens clips, their lengths read from their files' headers."""
   lengths = _lengths(clips)
   good = [i for i, length in enumerate(lengths) if not isinstance(length, str)]
+  samples, parts = source.parts_of([lengths[i] for i in good])
   return AudioFiles(
     ids=[clips[i].id for i in good],
     paths=[clips[i].path for i in good],
-    num_samples=np.array([lengths[i].num_samples for i in good], np.int64),
+    num_samples=np.array(samples, np.int64),
     metadata=[clips[i].metadata for i in good],
     skipped=[
       (clip.id, length)
       for clip, length in zip(clips, lengths)
       if isinstance(length, str)
     ],
-    parts=[lengths[i] for i in good],
+    parts=parts,
   )
 
 
-def _lengths(clips: Sequence[Clip]) -> list[Part | str]:
-  """Returns the part of each clip's file, or why it cannot be used."""
+def _lengths(clips: Sequence[Clip]) -> list[int | Part | str]:
+  """Returns each clip's samples, or part of its file, or why it is unusable."""
   paths = list(dict.fromkeys(clip.path for clip in clips))
   known = dict(zip(paths, probe_all(paths)))
-  return [_part(clip, known[clip.path]) for clip in clips]
+  rate = functools.lru_cache(audio.sample_rate)
+  return [_part(clip, known[clip.path], rate) for clip in clips]
 
 
-def _part(clip: Clip, length: int | str) -> Part | str:
+def _part(
+  clip: Clip, length: int | str, rate_of: Callable[[str], int]
+) -> int | Part | str:
   begin, end, in_samples, channel = clip.span
-  if isinstance(length, str):
+  if isinstance(length, str) or clip.span == manifest_lines.Span():
     return length
   if in_samples:
     try:
-      rate = audio.sample_rate(clip.path)
+      rate = rate_of(clip.path)
     except audio.DamagedAudio as damage:
       return str(damage)
-    begin, end = begin / rate, end and end / rate
+    begin, end = begin / rate, end / rate
   seconds = length / SAMPLE_RATE
+  # A duration alone may be rounded, or in milliseconds.
+  loose = _LOOSE if begin is None else _TOLERANCE
+  begin = begin or 0.0
   if (
-    end is None
-    or abs(end - seconds) <= _TOLERANCE
-    or (end > seconds and not begin)
+    end is None or abs(end - seconds) <= loose or (end > seconds and not begin)
   ):
     end = seconds
   if end > seconds or begin >= end:
     return f"its part is not in its file (of {seconds:.2f} s)"
   first = round(begin * SAMPLE_RATE)
+  if not first and end == seconds and channel is None:
+    return length
   return Part(first, min(length, round(end * SAMPLE_RATE)) - first, channel)
 
 
 def _of_folder(name: str, root: Path) -> list[Clip]:
   listed = []
   for file in (root / "metadata.jsonl", root / "metadata.csv"):
-    if file.is_file():
+    if file.is_file() and manifest_lines.names_files(file):
       listed += manifest_lines.read(f"{name}: {file.name}", file)
+    elif file.is_file():
+      logging.getLogger("ssl_jax").warning(
+        "%s: its %s names no files (one of %s): not read",
+        *(name, file.name, ", ".join(manifest_lines.FILE)),
+      )
   named = {os.path.realpath(clip.path) for clip in listed}
   ids, paths = list_files(name, str(root))
   texts = {}

@@ -11,7 +11,7 @@ from ssl_jax.errors import UserError, one_line
 
 # Keys of a clip's file, of its name, and of what is known of it: ours, then
 # those of Hugging Face, NeMo, SpeechBrain and Common Voice.
-_FILE = ("file", "path", "audio_filepath", "audio", "file_name", "wav")
+FILE = ("file", "path", "audio_filepath", "audio", "file_name", "wav")
 _ID = ("id", "ID", "utt_id")
 _KNOWN = {
   "speaker": ("speaker", "speaker_id", "spk_id", "client_id"),
@@ -19,9 +19,9 @@ _KNOWN = {
   "language": ("language", "locale", "lang"),
 }
 # Keys of the part of a file that a line is about, in seconds.
-_BEGIN = ("offset", "start", "begin", "start_time")
+_BEGIN = ("offset", "start")
 _SECONDS = ("duration",)
-_END = ("end", "end_time")
+_END = ("end",)
 _CHANNEL = ("channel", "channel_selector")
 # With SpeechBrain's `stop`, it and `start` are samples at the file's rate.
 _STOP = "stop"
@@ -29,8 +29,7 @@ _STOP = "stop"
 _UNHEEDED = ("segments", "supervisions", "speed", "tempo", "gain", "volume")
 # Facts of a file, or of a prepared corpus, which are read from itself.
 _NOT_KEPT = {
-  *(None, *_FILE, *_ID, *_BEGIN, *_SECONDS, *_END, *_CHANNEL, _STOP),
-  *(key for keys in _KNOWN.values() for key in keys),
+  *(None, *FILE, *_ID, *_BEGIN, *_END, _STOP),
   *("num_samples", "crc32", "duration_s", "packed"),
 }
 
@@ -38,11 +37,11 @@ _NOT_KEPT = {
 class Span(NamedTuple):
   """The part of a file that is a clip.
 
-  begin, end: seconds, or samples at the file's own rate (`in_samples`); without
-    an end it is the file's. channel: counted from 0; None: their mean.
+  begin, end: seconds, or samples at the file's own rate (`in_samples`); None:
+    the file's. channel: counted from 0; None: their mean.
   """
 
-  begin: float = 0.0
+  begin: float | None = None
   end: float | None = None
   in_samples: bool = False
   channel: int | None = None
@@ -84,9 +83,9 @@ def _clip(folder: Path, line: dict[str, Any]) -> Clip:
   Raises:
     ValueError: it cannot be understood; why.
   """
-  file = _first(line, _FILE)
+  file = _first(line, FILE)
   if not isinstance(file, str):
-    raise ValueError(f"names no file (one of {', '.join(_FILE)})")
+    raise ValueError(f"names no file (one of {', '.join(FILE)})")
   if unheeded := [key for key in _UNHEEDED if line.get(key)]:
     raise ValueError(f"{unheeded[0]!r} is not heeded here: leave it out")
   span = _span(line)
@@ -124,22 +123,24 @@ def _span(line: dict[str, Any]) -> Span:
     except (TypeError, ValueError):
       found = -1.0
     if not 0 <= found < math.inf:
-      raise ValueError(f"{key}={line[key]!r} is not a time")
+      raise ValueError(f"{key}={line[key]!r} is not a time in seconds")
     return found
 
   begin, stop = number(_BEGIN), number((_STOP,))
   end, seconds = number(_END), number(_SECONDS)
-  channel = number(_CHANNEL)
-  if channel is not None and channel % 1:
-    raise ValueError(f"channel={channel} is not a number of one")
+  channel = _first(line, _CHANNEL)
+  if not str(channel).isdecimal():  # As "A", or a programme's name.
+    channel = None
   if stop is not None:
     if begin is None:
       raise ValueError("has a stop, and no start")
     end = stop
-  elif end is None and seconds is not None:
+  elif end is not None:
+    begin = begin or 0.0
+  elif seconds:  # 0: it is not known.
     end = (begin or 0.0) + seconds
   return Span(
-    begin or 0.0,
+    begin,
     end,
     stop is not None,
     None if channel is None else int(channel),
@@ -148,7 +149,9 @@ def _span(line: dict[str, Any]) -> Span:
 
 def _suffix(span: Span) -> str:
   """What tells the parts of a file apart."""
-  part = f"@{span.begin:g}" if span.begin else ""
+  part = f"@{span.begin:.12g}" if span.begin else ""
+  if span.end is not None and span.begin:
+    part += f"-{span.end:.12g}"
   return part + (f"#{span.channel}" if span.channel is not None else "")
 
 
@@ -190,7 +193,7 @@ def _rows(reader: Any) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 def _read_tsv(file: IO[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
   header = next(file, "").strip()
-  if {*header.split("\t")} & {*_FILE}:
+  if "\t" in header and {*header.split("\t")} & {*FILE}:
     file.seek(0)
     # Common Voice's texts have quotation marks, which mean nothing.
     yield from _rows(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -203,3 +206,13 @@ def _read_tsv(file: IO[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
 _READERS = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv}
 
 MANIFESTS = tuple(_READERS)
+
+
+def names_files(path: Path) -> bool:
+  """Tells whether a manifest's first line has a key of a clip's file."""
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+      _, _, line = next(_READERS[path.suffix](file))
+  except (OSError, ValueError, csv.Error, UserError, StopIteration):
+    return False
+  return not {*FILE}.isdisjoint(line)

@@ -126,7 +126,7 @@ class AudioFiles:
 
   Attributes:
     paths: [N].
-    parts: [N] what of its file each clip is; None: all.
+    parts: [N] what of its file each clip is; None: all of it.
   """
 
   ids: list[str]
@@ -136,14 +136,15 @@ class AudioFiles:
   skipped: list[tuple[str, str]]
   damaged: dict[str, str] = dataclasses.field(default_factory=dict)
   rates: None = None
-  parts: list[Part] | None = None
+  parts: list[Part | None] | None = None
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """See `Source.read`."""
     path = self.paths[index]
-    if self.parts is None:
+    part = self.parts and self.parts[index]
+    if not part:
       return audio.read(path, start, num_samples)
-    first, length, channel = self.parts[index]
+    first, length, channel = part
     num_samples = min(num_samples, length - start)
     return audio.read(path, first + start, num_samples, channel)
 
@@ -182,10 +183,8 @@ def keep_usable(
   Raises:
     UserError: nothing is left.
   """
-  kept, skipped, parts = [], [], None
-  if any(isinstance(length, Part) for length in lengths):
-    parts = lengths
-    lengths = [x.num_samples if isinstance(x, Part) else x for x in lengths]
+  kept, skipped = [], []
+  lengths, parts = parts_of(lengths)
   for i, length in enumerate(lengths):
     if isinstance(length, str):
       skipped.append((ids[i], length))
@@ -205,6 +204,24 @@ def keep_usable(
     skipped=skipped,
     parts=parts and [parts[i] for i in kept],
   )
+
+
+def parts_of(
+  lengths: Sequence[int | Part | str],
+) -> tuple[list[int | str], list[Part | None] | None]:
+  """Splits what is known of files into lengths, and parts if there are any."""
+  parts = [x if isinstance(x, Part) else None for x in lengths]
+  lengths = [x.num_samples if isinstance(x, Part) else x for x in lengths]
+  return lengths, parts if any(parts) else None
+
+
+def heard(source: Source, clips: Iterable[int]) -> list[tuple]:
+  """Returns which clips are parts of files, and of those which.
+
+  [] where each is a whole file, as where nothing is known of files.
+  """
+  parts = getattr(source, "parts", None)
+  return [(i, *parts[i]) for i in clips if parts and parts[i]]
 
 
 def short_by(num_samples: int, min_seconds: float) -> str:
