@@ -3,6 +3,8 @@
 Exit status: 0 done, 1 the input is at fault, 2 wrong usage, 130 interrupted.
 """
 
+import atexit
+import contextlib
 import errno
 import inspect
 import json
@@ -79,6 +81,7 @@ def run(
   logging.getLogger("ssl_jax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.WARNING)
   _quieten_disk_errors()
+  atexit.register(_let_go_of_stderr)
   try:
     asked = next(filter(None, map(_HELP.fullmatch, sys.argv[1:])), None)
     if asked:
@@ -109,6 +112,17 @@ def run(
       raise
     problem = one_line(error) or "JAX finds no such device: unset it"
     _fail(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {problem}", 1)
+
+
+def _let_go_of_stderr() -> None:
+  """Drops messages that cannot be written.
+
+  The interpreter would try again at its end, and change the exit status.
+  """
+  try:
+    sys.stderr.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _print(text: str) -> None:
@@ -256,5 +270,6 @@ def _is_of_disk(error: BaseException | None) -> bool:
 def _fail(message: str, status: int) -> None:
   # No thread may write after this line.
   threading.excepthook = sys.unraisablehook = lambda _: None
-  print(f"error: {message}", file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):  # The status says it, too.
+    print(f"error: {message}", file=sys.stderr, flush=True)
   sys.exit(status)

@@ -117,8 +117,8 @@ def assert_clear(status: int, last: str, err: str):
 @pytest.mark.parametrize(
   ("size", "said"),
   [
-    ("8k", "config.json|lock|codebook"),
-    ("28k", "tensorboard|metrics.jsonl|codebook"),
+    ("8k", "config.json|lock|codebook|searches"),
+    ("28k", "tensorboard|metrics.jsonl|codebook|searches"),
     ("5m", "goes on from update 0"),
     ("18m", "goes on from update 10"),
   ],

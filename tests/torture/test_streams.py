@@ -58,7 +58,8 @@ def test_a_result_nobody_reads_is_no_error(what):
 @pytest.mark.parametrize("stream", ["2>/dev/full", "2> >(true)"])
 def test_a_run_whose_messages_are_lost_is_trained(tmp_path, stream):
   args = [*SMALL, "--config.budget.updates=4", f"--workdir={tmp_path / 'run'}"]
-  done = sh(f'"$@" {stream}', "-m", "ssl_jax.main", *args)
+  # Buffered, as Python's stderr is unless told otherwise.
+  done = sh(f'"$@" {stream}', "-m", "ssl_jax.main", *args, PYTHONUNBUFFERED="")
   assert done.returncode == 0
   assert json.loads(done.stdout)["updates"] == 4
   assert [*(tmp_path / "run" / "checkpoints").iterdir()]
