@@ -19,7 +19,8 @@ from ssl_jax import config as config_lib
 from ssl_jax.data.batch_plan import Rows
 from ssl_jax.data.pieces import Pieces
 from ssl_jax.data.sources import folder, manifest
-from ssl_jax.data.sources.source import AudioFiles, report_skipped
+from ssl_jax.data.sources import skipped as skipped_lib
+from ssl_jax.data.sources.source import AudioFiles
 from ssl_jax.devices import sharding
 from ssl_jax.errors import UserError
 from ssl_jax.files import claim, read_object
@@ -59,7 +60,7 @@ def open_inputs(inputs: Sequence[str]) -> AudioFiles:
   name = " ".join(inputs)
   if not len(long):
     raise UserError(f"{name}: no usable audio ({': '.join(skipped[0])})")
-  report_skipped(name, len(long), skipped)
+  skipped_lib.report(name, len(long), skipped)
   source = source.select(long)
   source.skipped[:] = skipped
   return source

@@ -64,9 +64,10 @@ ODD_MEMBERS = {
     ("l", {"type": LINK, "linkname": "m"}),
     ("m", {"type": LINK, "linkname": "l"}),
   ],
-  "a link out by another's place": [
-    ("d/e/f", {"type": LINK, "linkname": "../../a.wav/.."}),
-    ("m", {"type": LINK, "linkname": "d/e/f/../../secret"}),
+  "a link out by another": [
+    ("d/e/f", {"type": LINK, "linkname": "../../g"}),
+    ("g/x", b"x"),
+    ("m", {"type": LINK, "linkname": "d/e/f/../../../secret"}),
   ],
   "itself": [("l", {"type": HARD, "linkname": "l"})],
   "a fifo": [("l", {"type": tarfile.FIFOTYPE})],

@@ -71,7 +71,7 @@ def _extract(
 
 
 def _check_inside(folder: Path, member: tarfile.TarInfo, path: str) -> None:
-  inside = os.path.realpath(folder)
+  inside = Path(os.path.realpath(folder))
   if inside not in Path(os.path.realpath(os.path.join(folder, path))).parents:
     raise tarfile.ReadError(f"{member.name[:80]!r} leads out of the folder")
 

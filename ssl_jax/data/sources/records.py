@@ -23,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
+from ssl_jax.data.sources import skipped as skipped_lib
 from ssl_jax.data.sources import source
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.shards import Shards
@@ -109,11 +110,11 @@ def open_split(config: ConfigDict, split: str) -> Records:
   records = open_records(name, Path(config[key]).expanduser())
   seconds = records.num_samples / SAMPLE_RATE
   long = np.flatnonzero(seconds >= config.min_seconds)
-  source.report_skipped(
+  skipped_lib.report(
     name,
     len(long),
     [
-      (clip, source.short_by(length, config.min_seconds))
+      (clip, skipped_lib.too_short(length, config.min_seconds))
       for clip, length in zip(records.ids, records.num_samples)
       if length < config.min_seconds * SAMPLE_RATE
     ],

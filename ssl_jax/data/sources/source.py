@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
@@ -12,12 +11,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources import audio
+from ssl_jax.data.sources import skipped as skipped_lib
 from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
-
-# Of the summary of skipped clips: reasons, and clips named for each.
-_REASONS, _NAMED = 10, 3
-_MUCH = 0.05  # Share of the audio whose loss is said.
 
 # Knobs of `config.data` that all sources share.
 KNOBS = {
@@ -189,13 +185,13 @@ def keep_usable(
     if isinstance(length, str):
       skipped.append((ids[i], length))
     elif length < min_seconds * SAMPLE_RATE:
-      skipped.append((ids[i], short_by(length, min_seconds)))
+      skipped.append((ids[i], skipped_lib.too_short(length, min_seconds)))
     else:
       kept.append(i)
   known = sum(length for length in lengths if not isinstance(length, str))
   heard = sum(lengths[i] for i in kept)
   share = (known - heard) / max(1, known)
-  report_skipped(name, len(kept), skipped, share)
+  skipped_lib.report(name, len(kept), skipped, share)
   return AudioFiles(
     ids=[ids[i] for i in kept],
     paths=[paths[i] for i in kept],
@@ -222,64 +218,6 @@ def heard(source: Source, clips: Iterable[int]) -> list[tuple]:
   """
   parts = getattr(source, "parts", None)
   return [(i, *parts[i]) for i in clips if parts and parts[i]]
-
-
-def short_by(num_samples: int, min_seconds: float) -> str:
-  """Returns why a clip of so many samples is skipped."""
-  seconds = num_samples / SAMPLE_RATE
-  return f"shorter than data.min_seconds={min_seconds} ({seconds:.3f} s)"
-
-
-def report_skipped(
-  name: str,
-  num_kept: int,
-  skipped: Sequence[tuple[str, str]],
-  too_short: float = 0.0,
-) -> None:
-  """Warns once of the clips that cannot be used.
-
-  Args:
-    name: the source, as the user gave it.
-    num_kept: clips that can.
-    skipped: (id, reason).
-    too_short: share of the audio that is in clips below `data.min_seconds`.
-
-  Raises:
-    UserError: nothing is left.
-  """
-  total = num_kept + len(skipped)
-  if not num_kept:
-    clip, reason = skipped[0] if skipped else ("", "it is empty")
-    raise UserError(
-      f"{name}: all {total} clips were skipped, the first being {clip!r} "
-      f"({reason}); lower --config.data.min_seconds or give others"
-    )
-  if skipped:
-    logging.getLogger("ssl_jax").warning(
-      "%s: skipped %d of %d clips: %s%s",
-      name,
-      len(skipped),
-      total,
-      _by_reason(skipped),
-      f". {too_short:.0%} of the audio is too short: lower "
-      "--config.data.min_seconds to hear it"
-      if too_short > _MUCH
-      else "",
-    )
-
-
-def _by_reason(skipped: Sequence[tuple[str, str]]) -> str:
-  """Returns how many clips were skipped for which reason, and some of them."""
-  clips: dict[str, list[str]] = {}
-  for clip, reason in skipped:
-    clips.setdefault(reason.partition(" (")[0], []).append(clip)
-  reasons = sorted(clips.items(), key=lambda item: -len(item[1]))
-  said = []
-  for reason, named in reasons[:_REASONS]:
-    more = ", ..." if len(named) > _NAMED else ""
-    some = ", ".join(map(repr, named[:_NAMED]))
-    said.append(f"{len(named)} {reason} ({some}{more})")
-  return "; ".join(said) + ("; ..." if len(reasons) > _REASONS else "")
 
 
 def is_whole(config: ConfigDict, split: str) -> bool:

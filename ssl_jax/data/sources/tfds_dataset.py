@@ -18,7 +18,8 @@ from tensorflow_datasets.core import constants, dataset_info, naming, splits
 from tensorflow_datasets.core.proto import feature_pb2
 
 from ssl_jax import SAMPLE_RATE
-from ssl_jax.data.sources import audio, source, tfds_examples
+from ssl_jax.data.sources import audio, tfds_examples
+from ssl_jax.data.sources import skipped as skipped_lib
 from ssl_jax.data.sources.shards import Shards
 from ssl_jax.data.sources.tfds_examples import Feature
 from ssl_jax.errors import UserError, nearest, one_line
@@ -199,11 +200,13 @@ class Dataset:
         if "damaged" in clip:
           skipped.append((clip["id"], clip["damaged"]))
         elif length < min_seconds * SAMPLE_RATE:
-          skipped.append((clip["id"], source.short_by(length, min_seconds)))
+          skipped.append(
+            (clip["id"], skipped_lib.too_short(length, min_seconds))
+          )
         else:
           clips.append(clip)
           places.append((shard, place))
-    source.report_skipped(f"{self._key}, {spec}", len(clips), skipped)
+    skipped_lib.report(f"{self._key}, {spec}", len(clips), skipped)
     if twice := len(clips) - len({clip["id"] for clip in clips}):
       raise UserError(f"{self._key}, {spec}: {twice} ids come twice")
     shards = Shards(files)
