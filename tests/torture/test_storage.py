@@ -362,6 +362,27 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(trained, tmp_path):
   assert sorted(saved.rglob("*")) == before
 
 
+def test_a_whole_checkpoint_that_cannot_be_read_is_not_called_damaged(
+  trained, tmp_path, monkeypatch
+):
+  config, workdir = copy_of(trained, tmp_path)
+  wanted = abstract(config)
+
+  def of_another_version(*_, **__):
+    raise ValueError("no such layout")
+
+  monkeypatch.setattr(manager, "_read_arrays", of_another_version)
+  before = sorted((workdir / "checkpoints").rglob("*"))
+  with pytest.raises(UserError, match=r"cannot be read now .* may be whole"):
+    Checkpoints(workdir, None).restore_newest(wanted)
+  assert sorted((workdir / "checkpoints").rglob("*")) == before
+  # Unless its checksums say otherwise.
+  for folder in (workdir / "checkpoints").iterdir():
+    flip(largest(folder / "state"), random.Random(1))
+  with pytest.raises(UserError, match=r"update 12: .* update 9: "):
+    Checkpoints(workdir, None).restore_newest(wanted)
+
+
 def test_an_encoder_of_damaged_parameters_is_refused(trained, tmp_path):
   _, workdir = copy_of(trained, tmp_path)
   folder = workdir / "checkpoints" / "12"
