@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from ssl_jax.data.sources import archives
 
-
 # From 3.12 on, Python warns where there is no filter.
 PYTHONS = ["now"] + ["before 3.11.4"] * (sys.version_info < (3, 12))
 
