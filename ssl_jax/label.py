@@ -174,7 +174,12 @@ def _say_next(
   config: Any, folder: Path, clusters: int, as_trained: dict[str, Any]
 ) -> None:
   """Tells the command that trains on the labels."""
-  given = [word for word in sys.argv[1:] if word.startswith("--config")]
+  words = sys.argv[1:]
+  given = [
+    f"{word}={value}" if word == "--config" else word
+    for word, value in zip(words, [*words[1:], ""])
+    if word.startswith("--config")
+  ]
   changed = as_trained | {
     "hubert.labels": str(folder),
     "hubert.clusters": (clusters,),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 stopping = threading.Event()  # Set when this process was told to stop soon.
 PARENT = "SSL_JAX_PARENT"  # The variable with the id of such a process.
-# What the numbers of a run rest on, in JAX's own variables: what a user set for
-# another program must not change them, nor make checkpoints unreadable.
+# A run's numbers rest on these variables of JAX: what a user set for another
+# program must not change them, nor make checkpoints unreadable.
 _PINNED = {
   "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
   "JAX_DISABLE_JIT": "0",

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shlex
 import shutil
+import sys
 import types
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from sklearn import metrics
 
 from ssl_jax import config as config_lib
-from ssl_jax import num_frames, optimizers
+from ssl_jax import label, num_frames, optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.label_writer import LabelWriter
 from ssl_jax.data.labels import NO_LABEL, open_labels
@@ -708,6 +710,23 @@ def test_the_next_iteration_is_of_the_data_that_the_encoder_heard(
   )
   _, err = process.communicate(timeout=120)
   assert process.returncode == 1 and "labels of another corpus" in err
+
+
+@pytest.mark.parametrize(
+  "config", [["--config", "a b.py"], ["--config=a b.py"]]
+)
+def test_the_next_command_has_the_config_however_it_was_given(
+  config, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(sys, "argv", ["label", *config, "--layer", "1"])
+  caplog.set_level(logging.INFO)
+  label._say_next(config_lib.base(), tmp_path, 8, {"data.hours": 2.0})
+  words = shlex.split(caplog.messages[-1].partition("to train on it")[2])
+  assert words == [
+    *("python", "-m", "ssl_jax.main", "--config=a b.py"),
+    *("--config.data.hours=2.0", f"--config.hubert.labels={tmp_path}"),
+    "--config.hubert.clusters=(8,)",
+  ]
 
 
 def test_wrong_usage_is_one_line_and_a_status(run, tmp_path):

@@ -79,7 +79,7 @@ def peak_flops_per_second(device_kind: str) -> float | None:
     (len(prefix), peak)
     for peak, prefixes in _PEAK.values()
     for prefix in prefixes
-    # What follows a GeForce's name makes another card of it: Laptop, D ...
+    # A GeForce with more behind its name is another card: Laptop, D ...
     if device_kind.startswith(prefix)
     and ("GeForce" not in prefix or device_kind == prefix)
   ]

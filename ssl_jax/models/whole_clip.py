@@ -24,14 +24,14 @@ _PARTS = (320_000, 480_000, 960_000)
 
 
 class Moments(NamedTuple):
-  """Of a stage: [B, ...] means, and variances or [B, C, C] covariances."""
+  """A stage's [B, ...] means, and variances or [B, C, C] covariances."""
 
   mean: jax.Array | np.ndarray
   second: jax.Array | np.ndarray
 
 
 class _Settling:
-  """What is known of the clips while a frontend is traced."""
+  """Knowledge of the clips while a frontend is traced."""
 
   def __init__(self, stages: Sequence[Moments], known: jax.Array, own: Any):
     self.stages, self.known, self.own = stages, known, own

@@ -76,7 +76,7 @@ def each_batch(
     known, stages = moments
     with whole_clip.use(stages, known) as seen:
       frames = frames_of(waveform, length)
-    # Where something inside was jitted before, nothing would have been asked.
+    # A function that was jitted before would not have asked for them.
     assert len(seen) == len(stages)
     return frames
 

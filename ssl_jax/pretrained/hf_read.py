@@ -184,7 +184,7 @@ def _normalizes(folder: Path) -> bool:
     UserError: it is for audio of another rate, or cannot be read.
   """
   alone = folder / "preprocessor_config.json"
-  # Where a tokenizer is beside it, transformers 5 saves both in one file.
+  # With a tokenizer, transformers 5 saves both in one file.
   joined = folder / "processor_config.json"
   extractor = None
   if alone.exists():

@@ -76,7 +76,7 @@ def draw_losses(workdir: Path) -> Path:
       label = f"{split} {loss[-1]:.3f}"
       (line,) = left.plot(updates, loss, style, label=label)
       chance = [(x["update"], x["chance"]) for x in own if "chance" in x]
-      if chance:  # Of the split's own targets.
+      if chance:  # Each split has its own targets.
         label = f"{main} at chance, {split}"
         color = line.get_color()
         left.plot(*zip(*chance), "--", color=color, alpha=0.5, label=label)

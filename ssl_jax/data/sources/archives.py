@@ -66,7 +66,7 @@ def _extract(
     member.uid, member.gid = os.getuid(), os.getgid()
     member.uname = member.gname = ""
     file.extract(member, folder)
-  for member in members:  # What was there after a link may be a link, too.
+  for member in members:  # A link may lead through one that was made later.
     _check_inside(folder, member, member.name)
 
 

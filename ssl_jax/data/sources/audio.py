@@ -29,11 +29,11 @@ RATES = (1_000, 1_000_000)
 # Values decoded at a time: headers may promise any number.
 _BLOCK = 1 << 22
 
-# What a decoder hears before a part, for the part to be the slice of the whole.
+# A decoder hears so much before a part, for it to be the slice of the whole.
 # An MPEG frame is at most 1,152 samples long and takes bits of earlier ones;
 # Opus at low rates predicts from what it has put out, and forgets only slowly
 # where it started.
-_RUN_UP = {  # Of a rate, in frames.
+_RUN_UP = {  # Frames, at a rate.
   "MPEG_LAYER_I": lambda rate: 12 * 1_152,
   "MPEG_LAYER_II": lambda rate: 12 * 1_152,
   "MPEG_LAYER_III": lambda rate: 12 * 1_152,
@@ -197,7 +197,7 @@ def oddness(audio: np.ndarray) -> str:
   return ""
 
 
-# What may be meant by it, for `oddness`.
+# Likely causes of what `oddness` finds.
 ODD = {
   "digital silence": "opposite channels cancel each other: a manifest's "
   "`channel` chooses one",

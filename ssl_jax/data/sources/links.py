@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-# Of MPEG layer III: kbit/s by version and field, and Hz by field.
+# MPEG layer III has kbit/s by version and field, and Hz by field.
 _BIT_RATES = {
   1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
   2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -34,7 +34,7 @@ class _Frame(NamedTuple):
 
 
 class _Info(NamedTuple):
-  """What a first frame says of a stream: frames without it, bytes with it."""
+  """A stream as its first frame tells it: frames without it, bytes with it."""
 
   frames: int
   size: int
@@ -188,7 +188,7 @@ def _frames(content: bytes, place: int = 0) -> Iterator[_Frame]:
 
 
 def _after_tag(content: bytes, place: int) -> int:
-  """Where the ID3 tag at a place ends: its size is in bytes of seven bits."""
+  """Returns where an ID3 tag ends, whose size is in bytes of seven bits."""
   sizes = [byte & 0x7F for byte in content[place + 6 : place + 10]]
   return place + 10 + sum(s << 7 * i for i, s in enumerate(reversed(sizes)))
 
@@ -208,7 +208,7 @@ def _header(head: bytes) -> tuple[int, tuple[int, int, bool]] | None:
 
 
 def _info(content: bytes, frame: _Frame) -> _Info | None:
-  """What a frame of Xing's or VBRI's kind says, if it is one and says it."""
+  """Reads a frame of Xing's or VBRI's kind, if it is one with both numbers."""
   body = content[frame.place : frame.place + min(frame.size, 64)]
   version, _, mono = frame.kind
   checksum = 0 if body[1] & 1 else 2

@@ -148,7 +148,7 @@ def _span(line: dict[str, Any]) -> Span:
 
 
 def _suffix(span: Span) -> str:
-  """What tells the parts of a file apart."""
+  """Returns an ending of names that tells the parts of a file apart."""
   part = f"@{span.begin:.12g}" if span.begin else ""
   if span.end is not None and span.begin:
     part += f"-{span.end:.12g}"

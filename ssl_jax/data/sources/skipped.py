@@ -1,4 +1,4 @@
-"""What is said of clips that cannot be used."""
+"""Messages about clips that cannot be used."""
 
 import logging
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.errors import UserError
 
-# Of the summary of skipped clips: reasons, and clips named for each.
+# The summary has so many reasons, and names so many clips for each.
 _REASONS, _NAMED = 10, 3
 _MUCH = 0.05  # Share of the audio whose loss is said.
 
