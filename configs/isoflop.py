@@ -1,7 +1,7 @@
 """An isoFLOP family: sizes x budgets (x objectives x hours x seeds).
 
   python -m ssl_jax.sweep --config=configs/isoflop.py --workdir=runs/isoflop \\
-      --set=data.dir=LibriSpeech
+      --config.data.dir=LibriSpeech
   python -m ssl_jax.sweep --config=configs/isoflop.py:scale=smoke
 
 scale: slim (default): the study's U-curves, eight sizes of HuBERT at its full

@@ -7,6 +7,8 @@ size: 30, 40, 50, 60, 70, 80, 90, 100 (default), 130, 160, 190, 200 per cent of
   Slim's parameters, or small, base, large. Each trains for as many updates as
   cost what Slim's 400,000 do: 1.3e18 FLOPs, 18 epochs of LibriSpeech at 100 %.
 objective: hubert (default), wav2vec2, tera; any other has HuBERT's recipe.
+  bestrq is HuBERT's with labels of a random projection and log-mel frames as
+  its input (Chiu et al. 2022), for as many FLOPs.
 iteration: for hubert. single (default): labels are k-means on MFCC, fitted at
   start, for the whole budget, as the other objectives have it. The study's two:
   1, the same labels for five eighths of the budget; 2, labels that `python -m
@@ -49,7 +51,7 @@ _RECIPE = {
 _LARGE_LEARNING_RATE = {"hubert": 2e-4, "tera": 5e-5}
 
 _CHOICES = {
-  "objective": OBJECTIVES,
+  "objective": (*OBJECTIVES, "bestrq"),
   "iteration": ("single", "1", "2"),
   "budget": ("full", "half"),
 }
@@ -70,12 +72,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config = config_lib.base()
   config_lib.set_size(config, size)
   config.objective.name = objective
+  if objective == "bestrq":
+    _set_bestrq(config)
 
   updates, rate, wav2vec2_rate = _RECIPE.get(size, (None, 5e-4, 4e-4))
   warmup = 32_000  # At every size and budget.
-  if updates is None:
+  if updates is None or objective == "bestrq":
     slim = config_lib.base()
-    slim.objective.name = objective
+    slim.objective.name = config.objective.name
     updates = updates_lib.matched(config, slim)
   if objective == "wav2vec2":
     rate = wav2vec2_rate
@@ -98,6 +102,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # its shape.
   config.optimizer.warmup_fraction = warmup / config.budget.updates
   return config
+
+
+def _set_bestrq(config: ConfigDict) -> None:
+  config.objective.name = "hubert"
+  config.frontend.name = "logmel"  # Each clip normalised, as labels are.
+  config.hubert.labels, config.hubert.clusters = "rq", (8192,)
+  config.hubert.loss = "linear"
 
 
 def _set_large(config: ConfigDict) -> None:

@@ -9,6 +9,6 @@
 # CPU; SSL_JAX_EXTRAS=gpu or =tpu installs what an accelerator needs.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if (($# == 0)); then
-  set -- --config=configs/smoke.py
+  set -- --config=configs/smoke.py --probe
 fi
 exec "$PYTHON" -m ssl_jax.main "$@"

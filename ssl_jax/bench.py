@@ -9,8 +9,9 @@
   python -m ssl_jax.bench memory    # what a read of a million records holds
 
 The model is --config's, or Slim. --against=hf measures the same work of
-transformers in torch, in turn with ours. `data` compares with what training
-consumes. The last line on stdout is a JSON object.
+transformers in torch, in turn with ours: HuBERT's, on waveforms or with
+--config.frontend.name=logmel, or wav2vec 2.0's. `data` compares with what
+training consumes. The last line on stdout is a JSON object.
 """
 
 import importlib

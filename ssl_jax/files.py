@@ -219,5 +219,8 @@ def claim(
 
 def cache_folder(kind: str) -> Path:
   """Returns the folder of what can be computed again: ~/.cache/ssl_jax/KIND."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  try:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  except RuntimeError:  # Users without a home, as containers have.
+    cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
   return Path(cache) / "ssl_jax" / kind

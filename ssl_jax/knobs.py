@@ -286,6 +286,22 @@ RUN = {
       low=0.1,
       high=1e7,
     ),
+    "probe": Knob(
+      0,
+      "Updates between measures of word retrieval (probe task `words`); also "
+      "before the first and at the end; 0: never.",
+      role="logging",
+      high=10**12,
+    ),
+    "probe_words": Knob(
+      200, "Words that are heard for it.", role="logging", low=2, high=10_000
+    ),
+    "probe_dir": Knob(
+      "",
+      "Folder or manifest of clips that are words, with `word`, `speaker` and "
+      "`language`; empty: the packaged ones.",
+      role="logging",
+    ),
   },
   "encode": {
     "batch_seconds": Knob(

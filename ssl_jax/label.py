@@ -16,6 +16,7 @@ picture. Killed, the same command goes on. The last line on stdout is a JSON
 object.
 """
 
+import functools
 import logging
 import os
 import shlex
@@ -40,7 +41,8 @@ _LAYER = flags.DEFINE_string(
   "layer",
   "6",
   "Layer whose output is clustered; 0 is the first layer's input. mfcc: no "
-  "encoder, but MFCC with deltas, every second frame.",
+  "encoder, but MFCC with deltas, every second frame; mfcc_clip: the same less "
+  "each clip's mean and variance.",
 )
 _CLUSTERS = flags.DEFINE_integer(
   "clusters",
@@ -77,8 +79,8 @@ def main() -> dict:
   from ssl_jax.devices import sharding
   from ssl_jax.files import alone
   from ssl_jax.labelling import corpus, fairseq
+  from ssl_jax.objectives import mfcc
   from ssl_jax.pretrained.load import load_encoder
-  from ssl_jax.signal import fbank
 
   config, layer, clusters = cli.FLAGS.config, _LAYER.value, _CLUSTERS.value
   if layer.isdecimal():
@@ -90,10 +92,13 @@ def main() -> dict:
     with alone(folder, f"--out={folder}"):
       return _reported(folder, fairseq.import_labels(_open(config), km, folder))
   as_trained: dict[str, Any] = {}
-  if layer == "mfcc":
-    states, origin, beside = fbank.mfcc_at_frames, None, Path("runs")
+  if layer in mfcc.FRAMES:
+    states = functools.partial(mfcc.at_frames, layer)
+    origin, beside = None, Path("runs")
   elif not layer.isdecimal():
-    raise UserError(f"--layer={layer}: expected a number, or mfcc")
+    raise UserError(
+      f"--layer={layer}: expected a number, {' or '.join(mfcc.FRAMES)}"
+    )
   elif _CHECKPOINT.value is None:
     raise UsageError(
       "--checkpoint is missing: give the workdir of a trained encoder, or "
@@ -131,8 +136,8 @@ def _as_trained(config: Any, path: Path) -> tuple[dict[str, Any], int | None]:
   """Takes what is not given of the data from the encoder's run.
 
   Args:
-    config: of the command; changed in place. Its corpus stays where a key says
-      which that is.
+    config: of the command; changed in place. Its corpus stays where a key, or
+      its file, says which that is.
     path: of the run's config.json, if there is one.
 
   Returns:
@@ -141,7 +146,7 @@ def _as_trained(config: Any, path: Path) -> tuple[dict[str, Any], int | None]:
   Raises:
     UserError: the file is damaged.
   """
-  from ssl_jax.config import knobs
+  from ssl_jax.config import MADE_BY, knobs
   from ssl_jax.files import read_object
 
   if not path.exists():
@@ -150,12 +155,23 @@ def _as_trained(config: Any, path: Path) -> tuple[dict[str, Any], int | None]:
     saved = read_object(path)
     data, hubert = saved["data"], saved["hubert"]["clusters"]
     is_hubert = saved["objective"]["name"] == "hubert"
-  except (OSError, ValueError, LookupError, TypeError) as error:
+    command = saved.get(MADE_BY, {}).get("command", "")
+    words = _config_words(shlex.split(command))
+  except (
+    *(OSError, ValueError, LookupError, TypeError),
+    AttributeError,  # Something is no object.
+  ) as error:
     raise UserError(f"{path} is damaged ({error}): bring it back") from error
   given = {*cli.FLAGS["config"].override_values}
   changed = {}
   where = {k for k, x in knobs().items() if x.role == "place"} | {"data.source"}
-  if not given & where:
+  if not given & where and _file_names_corpus(config, where, data, words):
+    logging.getLogger("ssl_jax").info(
+      "%14s  of %s, not the encoder's",
+      "data",
+      cli.FLAGS["config"].config_filename,
+    )
+  elif not given & where:
     for key, value in data.items():
       value = tuple(value) if isinstance(value, list) else value
       old = config.data.get(key)
@@ -170,16 +186,52 @@ def _as_trained(config: Any, path: Path) -> tuple[dict[str, Any], int | None]:
   return changed, hubert[0] if is_hubert and len(hubert) == 1 else None
 
 
-def _say_next(
-  config: Any, folder: Path, clusters: int, as_trained: dict[str, Any]
-) -> None:
-  """Tells the command that trains on the labels."""
-  words = sys.argv[1:]
-  given = [
+def _file_names_corpus(
+  config: Any, where: set[str], trained_on: dict[str, Any], words: list[str]
+) -> bool:
+  """Tells whether the file of --config is asked for another corpus.
+
+  Args:
+    config: of the file.
+    where: keys that say which corpus it is.
+    trained_on: the encoder's `data`.
+    words: of the encoder's own config, as its command had them; [] if unknown.
+  """
+  from ssl_jax.config import base
+
+  default = base().data
+  names = [key.removeprefix("data.") for key in where if key[:5] == "data."]
+  corpus, theirs, nothing = (
+    [data.get(name) for name in names]
+    for data in (config.data, trained_on, default)
+  )
+  files = [word[9:] for word in words if word.startswith("--config=")]
+  if corpus in (theirs, nothing) or not files:
+    return False
+  # The file that was overridden there says nothing here.
+  ours, last = (
+    os.path.realpath(name.partition(":")[0])
+    for name in (cli.FLAGS["config"].config_filename, files[-1])
+  )
+  return ours != last or not any(
+    word[9:].partition("=")[0] in where for word in words
+  )
+
+
+def _config_words(words: list[str]) -> list[str]:
+  """Returns the words of a command line that are of its config."""
+  return [
     f"{word}={value}" if word == "--config" else word
     for word, value in zip(words, [*words[1:], ""])
     if word.startswith("--config")
   ]
+
+
+def _say_next(
+  config: Any, folder: Path, clusters: int, as_trained: dict[str, Any]
+) -> None:
+  """Tells the command that trains on the labels."""
+  given = _config_words(sys.argv[1:])
   changed = as_trained | {
     "hubert.labels": str(folder),
     "hubert.clusters": (clusters,),

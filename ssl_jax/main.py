@@ -25,7 +25,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssl_jax import cli
+from ssl_jax import cli, process
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -47,6 +47,19 @@ _INIT_FROM = flags.DEFINE_string(
   None,
   "Encoder to start from: hf:DIR, a HuBERT or wav2vec 2.0 of transformers, or "
   "a run's workdir. Short for --config.init_from.",
+)
+_PROBE = flags.DEFINE_bool(
+  "probe",
+  False,
+  "Measure the encoder at the end, in a run of one process: packaged words of "
+  "one speaker found among another's, beside the untrained encoder, log-mel "
+  "and MFCC (ssl_jax.probe, task words).",
+)
+_PROFILE = flags.DEFINE_string(
+  "profile",
+  "",
+  "FIRST:COUNT, updates to trace, as in 20:5; the trace is in WORKDIR/profile, "
+  "for XProf and Perfetto.",
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
@@ -83,10 +96,13 @@ def main() -> dict:
   # Imported late: --help and usage errors need no JAX.
   from ssl_jax.budget.flops import readable
   from ssl_jax.devices import processes
-  from ssl_jax.errors import UsageError
+  from ssl_jax.errors import UsageError, UserError
   from ssl_jax.text import readable_time
   from ssl_jax.training import loop
+  from ssl_jax.training.clock import Clock
+  from ssl_jax.training.profile import Profile
 
+  clock = Clock(process.BEGAN)
   who = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   if None in who and any(x is not None for x in who):
     raise UsageError(
@@ -102,7 +118,8 @@ def main() -> dict:
   config_file = cli.FLAGS["config"].config_filename
   name = f"{Path(config_file).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
   workdir = Path(_WORKDIR.value or Path("runs") / name)
-  result = loop.train(cli.FLAGS.config, workdir, dry_run=_DRY_RUN.value)
+  profile = Profile(_PROFILE.value, workdir, processes.is_first())
+  result = loop.train(cli.FLAGS.config, workdir, _DRY_RUN.value, clock, profile)
   if _TIME.value:
     from ssl_jax.measure import calibrate
 
@@ -117,7 +134,31 @@ def main() -> dict:
       readable_time(result["train_seconds"]),
       readable(speed),
     )
+  if _PROBE.value and "valid_loss" in result and not processes.many():
+    try:
+      _measure(workdir)
+    except UserError as error:  # The run is whole, whatever this lacks.
+      logging.getLogger("ssl_jax").warning("not measured: %s", error)
   return result
+
+
+def _measure(workdir: Path) -> None:
+  """Says what the encoder of a finished run is worth."""
+  from ssl_jax.devices import sharding
+  from ssl_jax.files import cache_folder
+  from ssl_jax.probes import TASKS, encoders, run
+  from ssl_jax.probes import config as probe_config
+
+  config = probe_config.base()
+  config.task, config.profile = "words", "smoke"
+  config.update_from_flattened_dict(TASKS["words"].smoke)
+  names = "model", "random", "logmel", "mfcc"
+  found, beside = encoders.open_candidates(names, [str(workdir)], config.seed)
+  by_row = sharding.by_row(sharding.make_mesh())
+  result = run.probe(
+    config, found, cache_folder("features"), beside / "probes", by_row
+  )
+  logging.getLogger("ssl_jax").info("%s", run.table([result]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Probes a frozen encoder: SUPERB's tasks on its features.
+"""Probes a frozen encoder: measures of its frames, and SUPERB's tasks.
 
-  python -m ssl_jax.probe --config=configs/probe.py:task=ks --checkpoint=RUN
+  python -m ssl_jax.probe --config=configs/probe.py:task=words --checkpoint=RUN
   python -m ssl_jax.probe --config=configs/probe.py:task=all --checkpoint=RUN
-  python -m ssl_jax.probe --config=configs/probe.py --encoder=logmel,hf:DIR
+  python -m ssl_jax.probe --config=configs/probe.py:task=ks \\
+      --encoder=logmel,hf:DIR
 
-A head is trained on a learned weighting of all layers, for every learning rate
-of the config and several seeds at once; the best on dev is tested. Beside
-the model stand its random twin and log-mel frames, unless --encoder asks for
-others. Scores go to RUN/probes/TASK-PROFILE.json and .png, features to a cache
-that may be deleted at any time. The last line on stdout is a JSON object.
+Beside the model stand its untrained twin, log-mel frames and MFCC, unless
+--encoder asks for others. Scores go to RUN/probes/TASK-PROFILE.json and .png,
+features to a cache that may be deleted at any time. The last line on stdout is
+a JSON object.
 """
 
 import logging
@@ -20,20 +20,22 @@ from ml_collections import ConfigDict
 
 from ssl_jax import cli
 
-_OURS = ("model", "random", "logmel")
+_OURS = ("model", "random", "logmel", "mfcc")
 
-_CHECKPOINT = flags.DEFINE_string(
+_CHECKPOINT = flags.DEFINE_list(
   "checkpoint",
-  None,
+  [],
   "The encoder: a training run's workdir (its newest checkpoint), or "
-  "WORKDIR/checkpoints/UPDATE, or hf:DIR.",
+  "WORKDIR/checkpoints/UPDATE, or hf:DIR. Several, separated by commas, are "
+  "pretraining seeds of one recipe: their scores are averaged, and their "
+  "spread is part of the error.",
 )
 _ENCODER = flags.DEFINE_list(
   "encoder",
   [*_OURS],
   "Encoders, compared with the first: model: that of --checkpoint; random: "
-  "untrained, of its architecture; logmel: no encoder; hf:DIR: a HuBERT or "
-  "wav2vec 2.0 that transformers saved.",
+  "untrained, of its architecture; logmel, mfcc: no encoder; another run's "
+  "workdir; hf:DIR: a HuBERT or wav2vec 2.0 that transformers saved.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "Folder of scores. Default: probes/ in the encoder's workdir."
@@ -60,9 +62,11 @@ def main() -> dict:
       "--config=configs/probe.py:task=sid,profile=mini"
     )
   for name in names:
-    if name not in _OURS and not name.startswith("hf:"):
+    if name not in _OURS and not (
+      name.startswith("hf:") or Path(name).is_dir()
+    ):
       raise UsageError(
-        f"--encoder={name}: expected {', '.join(_OURS)} or hf:DIR"
+        f"--encoder={name}: expected {', '.join(_OURS)}, a workdir or hf:DIR"
       )
   if {"model", "random"} & {*names} and not _CHECKPOINT.value:
     raise UsageError(
@@ -70,7 +74,7 @@ def main() -> dict:
       "--encoder=logmel"
     )
   config = cli.FLAGS.config
-  compared, beside = encoders.open_encoders(
+  compared, beside = encoders.open_candidates(
     names, _CHECKPOINT.value, config.seed
   )
   results = [

@@ -2,17 +2,19 @@
 
   python -m ssl_jax.sweep --config=configs/isoflop.py:scale=smoke --dry_run
   python -m ssl_jax.sweep --config=configs/isoflop.py --workdir=runs/isoflop \\
-      --set=data.dir=LibriSpeech --index=$SLURM_ARRAY_TASK_ID --count=8
+      --config.data.dir=LibriSpeech --index=$SLURM_ARRAY_TASK_ID --count=8
   python -m ssl_jax.report runs/isoflop
 
-Each run is a `python -m ssl_jax.main` in a folder of --workdir. What is done
-is skipped, what was interrupted goes on, and a run that fails does not stop the
-others: it is listed at the end, and the exit status is 1. The last line on
-stdout is a JSON object.
+--config.KEY=VALUE sets a key of the family, as `size`, or where it has a dot,
+as `data.dir`, one of every run's config. Each run is a `python -m ssl_jax.main`
+in a folder of --workdir. What is done is skipped, what was interrupted goes on,
+and a run that fails does not stop the others: it is listed at the end, and the
+exit status is 1. The last line on stdout is a JSON object.
 """
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -24,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/sweep", "Folder of the family; each run has a folder in it."
 )
 _SET = flags.DEFINE_multi_string(
-  "set", [], "KEY=VALUE to set in every run's config."
+  "set", [], "KEY=VALUE, as --config.KEY=VALUE: the name it once had."
 )
 _INDEX = flags.DEFINE_integer(
   "index", 0, "Number of the share of the family to run, from 0.", lower_bound=0
@@ -77,8 +79,31 @@ def main() -> dict:
   }
 
 
+def _for_runs(words: list[str]) -> list[str]:
+  """Returns a command line whose keys of the runs are in --set.
+
+  The config is a family's, which has no such keys: they are those with a dot.
+  """
+  if any(re.match(r"--?set(=|$)", word) for word in words):
+    print("--set=KEY=VALUE is --config.KEY=VALUE now", file=sys.stderr)
+  changed, left = [], [*words]
+  while left:
+    word = left.pop(0)
+    key = re.match(r"--?config\.(\w+\.[\w.]+)(?:=|$)", word)
+    if not key:
+      changed.append(word)
+      continue
+    value = word[key.end() :]
+    if "=" not in word:  # As absl has it, a value may be the next word.
+      flag_next = not left or left[0].startswith("--")
+      value = "true" if flag_next else left.pop(0)
+    changed.append(f"--set={key[1]}={os.path.expanduser(value)}")
+  return changed
+
+
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  sys.argv = _for_runs(sys.argv)
   cli.define_config(None)
   if cli.run(main)["failed"]:
     sys.exit(1)

@@ -18,6 +18,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if "PYTEST_XDIST_WORKER" not in os.environ:
   _SHARED = tempfile.TemporaryDirectory(prefix="ssl_jax_test_shared_")
   os.environ["SSL_JAX_TESTS_SHARED"] = _SHARED.name  # Of tiny.finished_run.
+  os.environ["XDG_CACHE_HOME"] = f"{_SHARED.name}/cache"  # Codebooks, features.
   _CACHE = tempfile.TemporaryDirectory(prefix="ssl_jax_test_compile_cache_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

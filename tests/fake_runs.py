@@ -32,6 +32,7 @@ def write_run(
     "alarms": [],
     "wall_seconds": 4000.0,
     "train_seconds": 3600.0,
+    "seconds": {"start": 100.0, "compile": 300.0, "train": 3600.0},
     "devices": 8,
     "device_kind": "TPU v5 lite",
   }

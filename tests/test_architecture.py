@@ -19,8 +19,8 @@ FLOORS = [
     "pretrained": set(),
     "labelling": {"pretrained"},
     "reports": set(),
-    "training": {"labelling", "pretrained", "reports"},
-    "probes": {"pretrained"},
+    "training": {"labelling", "pretrained", "probes", "reports"},
+    "probes": {"labelling", "pretrained"},
     "measure": {"pretrained", "training"},
   },
 ]
@@ -35,7 +35,7 @@ ALLOWED = {
   for package, beside in packages.items()
 }
 # Small modules that any package may import; they import no package.
-SHARED = {"errors", "files", "knobs", "process", "text"}
+SHARED = {"errors", "files", "knobs", "process", "tally", "text"}
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 

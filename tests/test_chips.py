@@ -14,6 +14,7 @@ from ssl_jax.errors import UserError
     ("v4-8", 4, 4 * 275e12),  # 8 cores.
     ("v5p-16", 8, 8 * 459e12),
     ("v6e-256", 256, 256 * 918e12),
+    ("tpu7x-8", 8, 4 * 2307e12),  # Two devices a chip.
     ("H100", 1, 989e12),
     ("a100-4", 4, 4 * 312e12),
   ],
@@ -29,6 +30,7 @@ def test_slices_and_hosts_are_so_many_chips(device, count, peak):
     ("TPU v5 lite", 197e12),
     ("TPU v5p", 459e12),
     ("TPU v6 lite", 918e12),
+    ("TPU7x", 2307e12 / 2),
     ("NVIDIA H100 80GB HBM3", 989e12),
     ("NVIDIA A100-SXM4-40GB", 312e12),
     ("NVIDIA L4", 121e12),

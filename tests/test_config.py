@@ -41,6 +41,7 @@ EXPERIMENTS = [
   "slim:iteration=2",
   "slim:objective=tera",
   "slim:objective=wav2vec2",
+  "slim:objective=bestrq",
   "slim:objective=wav2vec2,size=large",
   "probe:task=asr",
   "probe:task=asr,profile=mini",

@@ -19,10 +19,11 @@ from ssl_jax import cli, objectives, probes
 name, commands = sys.argv[1], json.loads(sys.argv[2])
 
 def parse(main, arguments="", needs_config=True):
+  rewrite = main.__globals__.get("_for_runs", list)  # Of ssl_jax.sweep.
   for words in commands:
     if not os.fork():
       try:
-        sys.argv = [f"ssl_jax.{name}", *words]
+        sys.argv = rewrite([f"ssl_jax.{name}", *words])
         cli._parse(arguments, needs_config)
       except Exception as error:
         print(json.dumps([words, str(error)]), flush=True)

@@ -1,5 +1,6 @@
 """Every command starts in an interpreter of its own, and as its fork does."""
 
+import json
 import re
 import subprocess
 import sys
@@ -83,3 +84,37 @@ def test_flags_keep_their_old_names_with_a_notice(door, old, new):
   said = "--checkpoint is missing" if door == "label" else "holds no checkpoint"
   assert said in last
   assert f"--{old}:" not in fresh(door, "--help").stdout
+
+
+# Runs a door, and prints the packages that it imported.
+IMPORTS = """
+import contextlib, io, json, runpy, sys
+sys.argv = sys.argv[1:]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+  runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+_TRAINING = {"grain", "orbax", "tensorstore", "tensorboard"}
+_DRAWING = {"matplotlib", "scipy", "sklearn", "torch", "tensorflow", "pandas"}
+
+
+@pytest.mark.parametrize(
+  ("words", "unused"),
+  [
+    ("ssl_jax.main --help=seed", _TRAINING | _DRAWING),
+    ("ssl_jax.main --config=configs/smoke.py --no", _TRAINING | _DRAWING),
+    ("ssl_jax.flops --config=configs/slim.py", _TRAINING | _DRAWING),
+    ("ssl_jax.plan --budget=1e17", _TRAINING | _DRAWING - {"scipy"}),
+    ("ssl_jax.main --config=configs/smoke.py --dry_run", _DRAWING),
+  ],
+)
+def test_a_command_imports_nothing_heavy_that_it_does_not_use(words, unused):
+  done = subprocess.run(
+    [sys.executable, "-c", IMPORTS, *words.split()],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  imported = set(json.loads(done.stdout.splitlines()[-1]))
+  assert "ssl_jax" in imported
+  assert not imported & unused

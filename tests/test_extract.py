@@ -39,11 +39,14 @@ def encoder(workdir):
 @pytest.fixture
 def audio(tmp_path):
   """A tree of real clips, one of them long, one too short, one no audio."""
-  files = sorted((CORPUS / "clips").rglob("*.flac"))[:12]
-  for i, file in enumerate(files):
-    (tmp_path / "audio" / f"s{i % 3}").mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, tmp_path / "audio" / f"s{i % 3}")
-  long = np.concatenate([soundfile.read(f)[0] for f in files] * 9)
+  files = sorted((CORPUS / "clips").rglob("*.opus"))
+  files = [file for file in files if file.stat().st_size < 12_000][::110][:12]
+  clips = [soundfile.read(file)[0] for file in files]
+  for i, (file, clip) in enumerate(zip(files, clips)):
+    folder = tmp_path / "audio" / f"s{i % 3}"
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / f"{file.stem}.flac", clip, 16_000)
+  long = np.concatenate(clips * 9)
   soundfile.write(tmp_path / "audio" / "long.wav", long, 16_000)
   soundfile.write(tmp_path / "audio" / "short.wav", long[:399], 16_000)
   (tmp_path / "audio" / "damaged.flac").write_bytes(b"fLaC, or not")

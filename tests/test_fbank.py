@@ -17,10 +17,13 @@ LENGTH = 40_000  # Samples: one shape, so one compilation, for all clips.
 
 
 def read_clips(*voices):
-  """Every fifth clip of some voices: float32 [samples] each."""
-  paths = [p for p in sorted(CORPUS.rglob("*.flac")) if p.parent.name in voices]
-  assert len(paths) >= 5 * len(voices)
-  return [sf.read(path, dtype="float32")[0][:LENGTH] for path in paths[::5]]
+  """Three clips of each of some voices: float32 [samples] each."""
+  clips = []
+  for voice in voices:
+    paths = sorted(CORPUS.glob(f"*/{voice}/*.opus"))
+    clips += paths[:: len(paths) // 3][:3]
+  assert len(clips) == 3 * len(voices)
+  return [sf.read(path, dtype="float32")[0][:LENGTH] for path in clips]
 
 
 def compute(features, clips):

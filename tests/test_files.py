@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,12 @@ def test_what_is_no_json_object_is_refused(tmp_path, text, monkeypatch):
   monkeypatch.setattr(files, "_MOST", 7)
   with pytest.raises(ValueError, match=r"x\.json has more than 7 bytes"):
     files.read_object(path)
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+  def nobody():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(Path, "home", nobody)
+  assert files.cache_folder("codebooks").is_absolute()

@@ -1,5 +1,7 @@
 """The counter against the published counts, and against XLA's own."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -92,6 +94,28 @@ def test_parameters_equal_the_published(size, objective):
   params = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
   published = PARAMS[size] if objective == "hubert" else WAV2VEC2_PARAMS[size]
   assert params / 1e6 == pytest.approx(published, abs=0.06)
+
+
+def test_heads_of_any_layer_and_of_masked_frames_are_counted():
+  config = sized("30")
+  config.encoder.norm_first, config.frontend.name = True, "logmel"
+  config.hubert.labels, config.hubert.clusters = "rq,rq:1,mfcc", (512, 512, 100)
+  config.hubert.layers = (2, 4, 0)
+  config.hubert.loss = "linear"
+  frames = 248
+  most = math.ceil(1.05 * (1 - math.exp(-0.8)) * frames) + 10
+  objective = make_objective(config, jnp.float32)
+  assert objective.head_flops(79_440) == 2 * most * 192 * (512 + 512 + 100)
+  batch = inputs_lib.abstract_batch(config, 1, 79_440)
+  inputs = {k: v for k, v in batch.items() if k != "draw_id"}
+  inputs["waveform"] = jax.ShapeDtypeStruct((1, 79_440), jnp.float32)
+  inputs["frame_mask"] = jax.ShapeDtypeStruct((1, frames), bool)
+  made = jax.jit(lambda inputs: objective.targets(inputs, None)).lower(inputs)
+  xla = made.compile().cost_analysis()["flops"]
+  # What is left are windows, means and variances, and slopes of MFCC.
+  assert objective.target_flops(79_440) == pytest.approx(xla, rel=0.05)
+  config.hubert.loss = "cosine"
+  assert objective.head_flops(79_440) == 2 * frames * 256 * (3 * 192 + 1_124)
 
 
 @pytest.fixture

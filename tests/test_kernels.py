@@ -1,6 +1,7 @@
 """Kernels of accelerators against the plain functions, interpreted on a CPU."""
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -186,7 +187,7 @@ from ssl_jax.objectives import inputs
 from ssl_jax import optimizers
 from ssl_jax.training import step
 
-Placement.kernels = "tpu"
+Placement.kernels, sharding._OnMesh.vmem = "tpu", 64 * 2**20
 config = mesh_runs.settings("hubert", (1, 1, 1))
 config.hubert.labels = "noise"
 mesh = sharding.make_mesh()
@@ -221,6 +222,72 @@ lower(
 """
 
 
+# What suits chips that are not there: the stem's segments, attention's kernels.
+FOR_CHIPS = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from ssl_jax.devices import sharding
+from ssl_jax.models import placement
+from ssl_jax.models.attention import attention
+
+for name, segments in (("v5e:2x2", 16), ("v5p:2x2x1", 32), ("tpu7x:2x2x1", 32)):
+  described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+  mesh = sharding.make_mesh(devices=described.devices)
+  with sharding.suit(mesh):  # The stem's rows of a clip of 15.6 s.
+    place = placement.current()
+    assert place.segments(2 * mesh.size, 50_000 * 512 * 2) == segments, name
+  if segments == 16:
+    continue  # The step is compiled for v5e in test_compile.py.
+  rows = sharding.by_row(mesh)
+
+  def gradient(packed, frames, words, dy):
+    with sharding.suit(mesh):
+      run = lambda x: attention(x, frames, words, 0.1)
+      return jax.vjp(run, packed)[1](dy)
+
+  def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct((mesh.size, *shape), dtype, sharding=rows)
+
+  # Slim's heads took more than elsewhere on v5p.
+  heads = (8, 48) if name.startswith("v5p") else (2, 64)
+  arrays = array(784, 3, *heads), array(dtype=jnp.int32)
+  arrays += array(2, dtype=jnp.uint32), array(784, *heads)
+  text = jax.jit(gradient).lower(*arrays).compile().as_text()
+  assert "backward_kernel" in text, name
+"""
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="the TPU compiler, libtpu, is not installed",
+)
+def test_models_suit_the_vmem_of_chips_that_are_not_there():
+  run_on_four(
+    FOR_CHIPS,
+    JAX_PLATFORMS="cpu",
+    TPU_ACCELERATOR_TYPE="v5litepod-4",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+  )
+
+
+@pytest.mark.parametrize(
+  ("shape", "mebibytes", "fits"),
+  [
+    ((784, 3, 16, 64), 64, True),  # Large, 15.6 s, on v5p and TPU7x.
+    ((784, 3, 8, 48), 16, False),  # Slim on v4.
+    ((1504, 3, 8, 48), 128, True),  # 30 s on v5e.
+    ((3000, 3, 8, 48), 128, False),
+  ],
+)
+def test_attention_kernels_are_for_clips_that_vmem_holds(
+  shape, mebibytes, fits
+):
+  packed = jax.ShapeDtypeStruct((2, *shape), jnp.bfloat16)
+  assert attention_tpu.fits(packed, mebibytes * 2**20) == fits
+
+
 def test_frozen_models_lower_for_several_tpus():
   run_on_four(FOR_TPUS)
 
@@ -230,12 +297,59 @@ def test_kernels_on_a_mesh_train_the_same_model():
   run_on_four(ON_FOUR)
 
 
-def run_on_four(program):
+def run_on_four(program, **environment):
   done = subprocess.run(
     [sys.executable, "-c", program],
     env=os.environ
-    | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+    | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    | environment,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr[-3000:]
+
+
+BY_ROWS = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ssl_jax.devices import sharding
+from ssl_jax.models import placement
+
+class Tpus(sharding._OnMesh):
+  def __init__(self):
+    super().__init__(sharding.make_mesh())
+    self.platform = "tpu"
+
+def function(params, x):
+  return jnp.tanh(x @ params["w"] + params["b"])
+
+def loss(params, x, place):
+  if place is None:
+    return jnp.square(function(params, x)).sum()
+  with placement.use(place):
+    return jnp.square(placement.by_rows(function, params, x)).sum()
+
+params = {"w": jax.random.normal(jax.random.key(1), (5, 3)), "b": jnp.ones(3)}
+mesh = sharding.make_mesh()
+placed = sharding.replicated(mesh), sharding.by_row(mesh)
+for rows in (64, 32, 12):  # 2 x 8 rows a device, 8, 3.
+  x = jax.random.normal(jax.random.key(0), (rows, 5))
+  gradient = jax.grad(loss, (0, 1))
+  expected = jax.jit(lambda *x: gradient(*x, None))(params, x)
+  on_mesh = jax.jit(lambda *x: gradient(*x, Tpus()), in_shardings=placed)
+  found = on_mesh(params, x)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+"""
+
+
+def test_rows_in_groups_have_the_gradient_of_all_on_a_mesh():
+  flags = "--xla_force_host_platform_device_count=4"
+  done = subprocess.run(
+    [sys.executable, "-c", BY_ROWS],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr

@@ -188,7 +188,8 @@ def test_what_does_not_fit_is_named(damage, said, audio, tmp_path):
 
 
 def test_the_door_writes_and_reads_them(tmp_path):
-  label = functools.partial(door, "label", "--config=configs/smoke.py")
+  config = "--config=configs/smoke.py", "--config.data.hours=0.06"
+  label = functools.partial(door, "label", *config)
 
   made = label(
     "--layer=mfcc",

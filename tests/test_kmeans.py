@@ -17,7 +17,12 @@ from ssl_jax.labelling import codebook
 from ssl_jax.signal import fbank, kmeans
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"num_restarts": 2, "batch_frames": 1000, "max_iterations": 5}
+SMALL = {
+  "num_inits": 2,
+  "num_restarts": 2,
+  "batch_frames": 1000,
+  "max_iterations": 5,
+}
 
 
 def distances(frames, centroids):
@@ -51,12 +56,13 @@ def check(fit, frames):
 
 @pytest.fixture(scope="module")
 def mfcc():
-  """Half of the embedded train split: [M, 39], of real frames."""
+  """A twelfth of the embedded train split: [M, 39], of real frames."""
   config = config_lib.base()
   config.data.source = "embedded"
   config.data.min_seconds = 0.3
   source = open_source(config.data, "train")
-  source = source.select(range(0, len(source.ids), 2))
+  short = np.flatnonzero(source.num_samples < 80_000)
+  source = source.select(short[::8])
   compute = jax.jit(lambda x, n: fbank.add_deltas(fbank.mfcc(x), n))
   frames = []
   for index, length in enumerate(source.num_samples):
@@ -74,6 +80,7 @@ def fitted(mfcc):
     mfcc,
     100,
     seed=0,
+    num_inits=1,
     num_restarts=2,
     batch_frames=10_000,
     max_iterations=100,
@@ -167,14 +174,34 @@ def test_separate_blobs_are_found():
 def test_every_blob_has_a_start():
   frames, means, _ = blobs()
   for seed in range(10):
-    start = np.asarray(kmeans._start(frames, 12, jax.random.key(seed)))
+    start = np.asarray(kmeans._start(frames, 12, jax.random.key(seed))[0])
     assert (start[:, None] == frames).all(axis=-1).any(axis=1).all()
     assert sorted(kmeans.nearest(start, means)) == [*range(12)]
 
 
+def test_a_search_begins_at_the_best_of_its_starts(mfcc, monkeypatch):
+  frames, begun = mfcc[:3000], []  # The sample that starts are drawn on.
+  start = kmeans._start
+  made = []
+  monkeypatch.setattr(
+    kmeans, "_start", lambda *args: made.append(start(*args)) or made[-1]
+  )
+  monkeypatch.setattr(
+    kmeans, "_search", lambda _, begins, *rest: begun.append(begins) or begins
+  )
+  kmeans.fit(frames, 50, 0, **SMALL | {"num_inits": 4, "num_restarts": 2})
+  assert len(made) == 8 and len(begun) == 2
+  for starts, chosen in zip((made[:4], made[4:]), begun):
+    inertias = [mean_distance(frames, np.asarray(x)) for x, _ in starts]
+    told = [float(inertia) for _, inertia in starts]
+    assert told == pytest.approx(inertias, rel=1e-4)
+    best = starts[int(np.argmin(inertias))][0]
+    np.testing.assert_array_equal(chosen, best)
+
+
 def test_search_mends_a_bad_start(mfcc, fitted):
   key = jax.random.key(0)
-  start = np.array(kmeans._start(mfcc, 100, key))
+  start = np.array(kmeans._start(mfcc, 100, key)[0])
   start[50:] = start[0]
   found = np.asarray(kmeans._search(mfcc, start, key, 5000, 400))
   # 1.04 when written; of the 50 alone, 1.20.
@@ -285,7 +312,8 @@ assert len(frames.addressable_shards) == 8
 parts, improve = [], kmeans._improve
 kmeans._improve = lambda *args: (parts.append(args[2]), improve(*args))[1]
 fit = kmeans.fit(
-  frames, 32, 0, num_restarts=2, batch_frames=1000, max_iterations=5
+  frames, 32, 0, num_inits=2, num_restarts=2,
+  batch_frames=1000, max_iterations=5,
 )
 assert parts[-1] == 8
 kmeans._improve = improve

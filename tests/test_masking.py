@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.signal.masking import sample_spans
+from ssl_jax.signal.masking import first_masked, most_masked, sample_spans
 
 DRAWS = 10_000
 SPAN = 10
@@ -156,3 +156,29 @@ def test_a_mask_is_a_function_of_its_key():
   np.testing.assert_array_equal(first, again)
   assert (first != other).any(axis=1).all()
   assert len({row.tobytes() for row in first}) == len(first)
+
+
+@pytest.mark.parametrize(
+  "mask_prob, mask_length", [(0.8, 10), (0.65, 10), (0.6, 4)]
+)
+def test_few_frames_are_masked_beyond_what_a_head_takes(mask_prob, mask_length):
+  frames = np.array([500, 499, 250, 50])
+  most = most_masked(500, mask_prob, mask_length, 2)
+  assert most < 0.65 * 500
+  total = lost = 0
+  draw = jax.jit(
+    lambda keys: sample_spans(
+      keys, jnp.asarray(frames), 500, mask_prob, mask_length
+    )
+  )
+  for seed in range(50):
+    mask = np.asarray(draw(jax.random.split(jax.random.key(seed), 4)))
+    places, there = first_masked(jnp.asarray(mask), most)
+    for row in range(4):
+      expected = np.flatnonzero(mask[row])[:most]
+      np.testing.assert_array_equal(
+        np.asarray(places)[row][there[row]], expected
+      )
+    total += mask.sum()
+    lost += mask.sum() - int(there.sum())
+  assert lost < 1e-3 * total

@@ -49,10 +49,10 @@ def settings(corpora, **changes):
 def test_a_mixture_is_its_corpora(corpora):
   source = open_source(settings(corpora), "train")
   where = collections.Counter(clip.split("/")[0] for clip in source.ids)
-  assert where == {"a": 27, "b_records": 6, "embedded": 193}
+  assert where == {"a": 27, "b_records": 6, "embedded": 1295}
   assert len({*source.ids}) == len(source.ids) == len(source.metadata)
   valid = open_source(settings(corpora), "valid")
-  assert len(valid.ids) == 3 + 1 + 23 and not {*valid.ids} & {*source.ids}
+  assert len(valid.ids) == 3 + 1 + 84 and not {*valid.ids} & {*source.ids}
   part = config_lib.base().data
   part.source, part.dir, part.min_seconds = "folder", f"{corpora}/a", 0.1
   part.valid_fraction = 0.1

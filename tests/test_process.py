@@ -72,3 +72,28 @@ def test_the_users_choice_stays(monkeypatch):
   monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
   process.prepare()
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "chosen"
+
+
+@pytest.mark.parametrize(
+  ("given", "libtpu", "flags"),
+  [
+    (None, False, "--xla_backend_optimization_level=1"),
+    ("--xla_a=1", False, "--xla_a=1 --xla_backend_optimization_level=1"),
+    (
+      "--xla_backend_optimization_level=3",
+      False,
+      "--xla_backend_optimization_level=3",
+    ),
+    (None, True, None),  # The TPU's compiler reads the flags, too.
+  ],
+)
+def test_cpus_compile_quickly_unless_told_otherwise(
+  monkeypatch, tmp_path, prepare, given, libtpu, flags
+):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  if given:
+    monkeypatch.setenv("XLA_FLAGS", given)
+  monkeypatch.setattr(process, "_has_libtpu", lambda: libtpu)
+  prepare(tmp_path)
+  assert os.environ.get("XLA_FLAGS") == flags

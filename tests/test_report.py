@@ -5,6 +5,7 @@ import html.parser
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 from doors import door
 from fake_runs import SIZES, write_run
 
+from ssl_jax import tally
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.reports import cells as cells_lib
-from ssl_jax.reports import isoflop, loss_picture, page, runs
+from ssl_jax.reports import differences, isoflop, loss_picture, page, runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,6 +99,40 @@ def test_a_sweep_is_a_page_that_needs_nothing_else(family, tmp_path):
   before = {path.name: path.read_bytes() for path in out.iterdir()}
   report(family, f"--out={out}", "--price=2")
   assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_page_suits_any_window(family, tmp_path):
+  class Layout(html.parser.HTMLParser):
+    """Notes which elements lie within one that can be scrolled."""
+
+    def __init__(self):
+      super().__init__()
+      self.scrolls, self.within = False, set()
+
+    def handle_starttag(self, tag, attrs):
+      if tag == "div":
+        self.scrolls = "scroll" in dict(attrs)["class"].split()
+      if tag in ("img", "table"):
+        self.within.add((tag, self.scrolls))
+
+    def handle_endtag(self, tag):
+      self.scrolls = self.scrolls and tag != "div"
+
+  found, _ = runs.read([family])
+  written = page.write(found, {"lost": "why"}, tmp_path / "out", "t", 2.0)
+  source = Path(written["page"]).read_text()
+  layout = Layout()
+  layout.feed(source)
+  # Figures shrink with the window, and tables scroll.
+  assert layout.within == {("img", False), ("table", True)}
+  assert 'name="viewport" content="width=device-width' in source
+  css = source.partition("<style>")[2].partition("</style>")[0]
+  assert "figure img { display: block; max-width: 100%; height: auto; }" in css
+  assert not re.search(r"img[^{}]*{[^}]*max-width: none", css)
+  assert re.search(r"\.scroll {[^}]*overflow-x: auto", css)
+  # The widest table's headings and names take more than a line, not numbers.
+  assert ".wide th, .wide td.text { white-space: normal; }" in css
+  assert "100\u00a0%" in source
 
 
 def test_the_interval_holds_the_true_best_size_nine_times_in_ten():
@@ -235,6 +271,61 @@ def test_each_question_has_its_figure(tmp_path):
   assert "asr WER, mini" in words and "0.145" in words
 
 
+def measured(workdir, gains, task="phone", units=20, identity="one"):
+  """Writes what a measure says of an encoder, with a gain for each seed."""
+  names = [f"s{i}" for i in range(units)]
+  ease = np.random.default_rng(0).uniform(0.2, 0.6, units)
+  weights, tests, draws = tally.draw_weights(names), [], []
+  for seed, gain in enumerate(gains):
+    noise = np.random.default_rng(round(1e4 * gain) + seed).normal(
+      0, 0.01, units
+    )
+    hits = (ease + gain + noise)[None]
+    score = tally.mean_of_ratios(hits, np.ones((1, units)))
+    tests.append(float(hits.mean()))
+    draws.append(score(weights).tolist())
+  result = {"task": task, "metric": "accuracy", "profile": "study"}
+  result |= {"encoder": "model", "corpus": "study", "clips": {"test": 40}}
+  result |= {"test": float(np.mean(tests)), "tests": tests, "draws": draws}
+  result |= {"std": 0.02, "higher_is_better": True, "identity": identity}
+  (workdir / "probes").mkdir()
+  path = workdir / "probes" / f"{task}-study.json"
+  path.write_text(json.dumps(result))
+
+
+def test_it_says_which_differences_are_real(tmp_path):
+  """Runs of one recipe are its seeds; recipes are compared in pairs."""
+  for name, seed, config, gain in (
+    ("a0", 0, [], 0.03),
+    ("a1", 1, [], 0.032),
+    ("b0", 0, ["encoder.dropout=0.3"], 0.0),
+    ("b1", 1, ["encoder.dropout=0.3"], 0.002),
+    ("c0", 0, ["encoder.dropout=0.2"], 0.001),
+    ("c1", 1, ["encoder.dropout=0.2"], 0.0015),
+  ):
+    write_run(tmp_path / name, config=[f"seed={seed}", *config])
+    measured(tmp_path / name, [gain])
+  # An older result, of other clips, is no match for these.
+  write_run(tmp_path / "old", config=["seed=0", "encoder.dropout=0.4"])
+  measured(tmp_path / "old", [0.9], units=30, identity="other")
+  rows, broken = runs.read([tmp_path])
+  found = page.write(rows, broken, tmp_path / "out", "T", None)
+  pairs = {(d["one"], d["other"]): d for d in found["differences"]}
+  assert len(pairs) == 3 and all(d["seeds"] == (2, 2) for d in pairs.values())
+  assert pairs["a0", "b0"]["real"] and pairs["a0", "c0"]["real"]
+  assert abs(pairs["a0", "b0"]["difference"] - 0.03) < 0.01
+  (other,) = {*pairs} - {("a0", "b0"), ("a0", "c0")}
+  assert not pairs[other]["real"]
+  words = Page(found["page"]).words
+  assert "cannot be told apart" in words and "real" in words
+
+
+def test_several_pairs_are_judged_together():
+  """Holm's step-down, by hand: 0.01 < .05 / 3, 0.04 > .05 / 2."""
+  assert differences._holm([0.04, 0.01, 0.045]) == [False, True, False]
+  assert differences._holm([0.02, 0.01, 0.03]) == [True, True, True]
+
+
 def test_one_run_without_curves_is_reported(tmp_path):
   folder = tmp_path / "only"
   write_run(folder, devices="eight", train_seconds=None, alarms=None)
@@ -244,6 +335,19 @@ def test_one_run_without_curves_is_reported(tmp_path):
   found = page.write(rows, broken, folder / "report", "T", 1.0)
   assert found["figures"] == [] and found["optima"] == []
   assert "1 finished run," in Page(found["page"]).words
+
+
+def test_it_says_where_the_wall_time_went(tmp_path):
+  write_run(tmp_path / "fast")
+  write_run(tmp_path / "slow", seconds={"train": 1.0, "redone": 3.0})
+  write_run(tmp_path / "old", seconds=None)
+  rows, broken = runs.read([tmp_path])
+  found = page.write(rows, broken, tmp_path / "report", "T", None)
+  words = Page(found["page"]).words
+  assert "Where the wall time went" in words
+  assert "2.5%" in words and "7.5%" in words and "90.0%" in words
+  assert "25.0%" in words and "75.0%" in words
+  assert {r.name: bool(r.seconds) for r in rows}["old"] is False
 
 
 def test_branches_pay_only_for_what_they_add(tmp_path):

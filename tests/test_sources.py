@@ -1,9 +1,11 @@
 """Sources: what is found, decoded, split, skipped and refused."""
 
+import concurrent.futures
 import json
 import logging
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -61,16 +63,83 @@ def test_embedded_splits_are_disjoint_and_complete():
     for split in ("train", "valid", "test")
   }
   sizes = {split: len(source.ids) for split, source in splits.items()}
-  assert sizes == {"train": 193, "valid": 23, "test": 22}
+  assert sizes == {"train": 1295, "valid": 84, "test": 78}
   ids = [clip for source in splits.values() for clip in source.ids]
-  assert len(set(ids)) == len(list(CORPUS.glob("clips/**/*.flac")))
+  assert len(set(ids)) == len(list(CORPUS.glob("clips/**/*.opus")))
   for source in splits.values():
     assert source.skipped == []
-    for index in range(0, len(source.ids), 10):
+    lengths = [audio.probe(path) for path in source.paths]
+    assert lengths == source.num_samples.tolist()
+    for index in range(0, len(source.ids), 40):
       clip = source.read(index, 0, 10**9)
       assert len(clip) == source.num_samples[index]
       assert clip.dtype == np.int16 and abs(clip).max() > 500
     assert {"speaker", "text", "label", "language"} <= {*source.metadata[0]}
+  for key, kinds in (("speaker", (22, 15, 15)), ("label", (10, 4, 8))):
+    found = [
+      {
+        clip[key]
+        for clip in splits[split].metadata
+        if key == "speaker" or clip["label_type"] == "digit"
+      }
+      for split in ("train", "valid", "test")
+    ]
+    assert tuple(map(len, found)) == kinds, key
+    assert found[0] >= found[1] | found[2]
+
+
+def test_words_of_the_embedded_corpus_are_said_by_two_voices():
+  settings = config(source="embedded", min_seconds=0.1)
+  clips = [
+    clip
+    for split in ("train", "valid", "test")
+    for clip in open_source(settings, split).metadata
+    if "word" in clip
+  ]
+  said = {"query": {}, "gallery": {}}
+  for clip in clips:
+    start, end = clip["speech"]
+    assert 0 <= start < end <= clip["duration_s"] + 0.01
+    said[clip["word_role"]].setdefault(clip["word"], set()).add(clip["speaker"])
+  both = said["query"].keys() & said["gallery"].keys()
+  assert len(both) == 503
+  for word in both:
+    assert not said["query"][word] & said["gallery"][word]
+
+
+def test_a_clip_of_the_embedded_corpus_is_decoded_once(monkeypatch):
+  source = open_source(config(source="embedded"), "test")
+  whole = source.read(5, 0, 1 << 40)
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    read = list(pool.map(lambda _: source.read(7, 0, 1 << 40), range(8)))
+  assert all((clip == read[0]).all() for clip in read)
+  decoded = audio.read(source.paths[5], 0, 1 << 40)
+  np.testing.assert_array_equal(whole, decoded)
+
+  def refuse(*_):
+    raise AssertionError("decoded again")
+
+  monkeypatch.setattr(audio, "read", refuse)
+  again = open_source(config(source="embedded"), "test").select([7, 5])
+  np.testing.assert_array_equal(again.read(1, 999, 500), decoded[999:1_499])
+  np.testing.assert_array_equal(again.read(0, 0, 1 << 40), read[0])
+  copy = pickle.loads(pickle.dumps(again))  # As workers get it.
+  np.testing.assert_array_equal(copy.read(1, 5, 9), decoded[5:14])
+  with pytest.raises(ValueError, match="read-only"):
+    again.read(1, 0, 10)[0] = 1
+
+
+@pytest.mark.parametrize(
+  "version, subtypes",
+  [("1.0.31", {"OPUS": "Opus"}), ("1.2.2", {"VORBIS": "Vorbis"})],
+)
+def test_a_libsndfile_without_opus_is_said(monkeypatch, version, subtypes):
+  monkeypatch.setattr(soundfile, "__libsndfile_version__", version)
+  monkeypatch.setattr(soundfile, "available_subtypes", lambda _: subtypes)
+  said = f"libsndfile {version} .*install libsndfile 1.1 or newer"
+  with pytest.raises(UserError, match=said) as error:
+    open_source(config(source="embedded"), "train")
+  assert "\n" not in str(error.value)
 
 
 def test_embedded_corpus_is_small_and_skips_short_clips():
@@ -78,7 +147,7 @@ def test_embedded_corpus_is_small_and_skips_short_clips():
   assert sum(f.stat().st_size for f in files) < 10e6
   source = open_source(config(source="embedded", min_seconds=2.0), "train")
   assert min(source.num_samples) >= 32_000
-  assert len(source.ids) + len(source.skipped) == 193
+  assert len(source.ids) + len(source.skipped) == 1295
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
@@ -133,7 +202,8 @@ def test_a_part_of_what_needs_its_past_is_the_slice(
   tmp_path, kind, rate, quality
 ):
   source = open_source(config(source="embedded"), "valid")
-  clips = [source.read(i, 0, source.num_samples[i]) for i in range(8)]
+  some = np.argsort(abs(source.num_samples - 40_000))[:8]
+  clips = [source.read(i, 0, source.num_samples[i]) for i in some]
   there = soxr.resample(np.concatenate(clips) / 32768, 16_000, rate)
   options = {"bitrate_mode": "VARIABLE"} if kind == "mp3" else {}
   if kind == "opus":
@@ -206,7 +276,8 @@ def test_unusable_files_are_skipped_counted_and_named(tmp_path, speech, caplog):
   header = bytearray(length_less.read_bytes())
   header[21] &= 0xF0  # STREAMINFO's 36 bits of total samples: 0 is unknown.
   header[22:26] = bytes(4)
-  length_less.write_bytes(header)
+  # Nor is there any audio to count.
+  length_less.write_bytes(header[: header.index(b"\xff\xf8")])
   # Neither audio nor counted.
   (tmp_path / "notes.txt").write_text("hello")
   write(tmp_path / "._good.wav", speech)

@@ -161,7 +161,7 @@ def sweep(workdir, *args):
     "--config.size=('2x32x64x4','2x48x64x4')",
     "--config.flops=(3e9,9e9)",
     f"--workdir={workdir}",
-    *[f"--set={item}" for item in TINY],
+    *[f"--config.{item}" for item in TINY],
     *args,
   )
   lines = done.stdout.splitlines()
@@ -195,6 +195,25 @@ def test_a_sweep_goes_on_past_a_failure_and_is_resumed(tmp_path):
   status, again, _ = sweep(tmp_path, "--index=1", "--count=2")
   assert status == 0 and [run["name"] for run in again["runs"]] == fine
   assert read_jsonl(tmp_path / fine[0] / "metrics.jsonl") == before
+
+
+@pytest.mark.slow
+def test_a_run_is_overridden_as_everywhere_and_by_the_old_name(tmp_path):
+  ways = [
+    ("--config.batch.seconds=8.0", "--config.encoder.num_layers", "1"),
+    ("--set=batch.seconds=8.0", "--set", "encoder.num_layers=1"),
+  ]
+  results = [sweep(tmp_path, "--dry_run", *way) for way in ways]
+  _, plain, _ = sweep(tmp_path, "--dry_run")
+  assert results[0][:2] == (0, results[1][1])
+  assert results[0][1]["runs"][0]["params"] < plain["runs"][0]["params"]
+  notice = "--set=KEY=VALUE is --config.KEY=VALUE now"
+  assert results[1][2].splitlines()[0] == notice
+  assert notice not in results[0][2]
+  status, _, err = sweep(tmp_path, "--dry_run", "--config.batch.second=8")
+  assert status == 1 and "did you mean 'batch.seconds'" in err
+  status, _, err = sweep(tmp_path, "--dry_run", "--config.sizes=('30',)")
+  assert status == 2 and "unknown config key" in err
 
 
 def test_a_share_beyond_the_last_is_refused(tmp_path):

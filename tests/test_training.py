@@ -1,8 +1,10 @@
 """Runs of a tiny model on the embedded speech, through the real loop."""
 
+import gzip
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,6 +17,7 @@ from tiny import (
   SMALL,
   abstract,
   finish,
+  finished_run,
   reproducible,
   start_main,
   tiny,
@@ -24,10 +27,13 @@ from ssl_jax import num_frames, optimizers
 from ssl_jax.checkpoints.manager import Checkpoints
 from ssl_jax.data.labels import read_codebook, write_codebook
 from ssl_jax.data.sources import open_source
-from ssl_jax.errors import UserError
+from ssl_jax.errors import UsageError, UserError
 from ssl_jax.files import read_jsonl
+from ssl_jax.labelling import codebook
 from ssl_jax.objectives import OBJECTIVES, inputs, make_objective
 from ssl_jax.training import loop, step
+from ssl_jax.training.profile import Profile
+from ssl_jax.training.setup import set_up
 
 
 @pytest.fixture(scope="module")
@@ -101,23 +107,123 @@ def test_a_dry_run_writes_nothing(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_each_bucket_is_compiled_once(tmp_path, caplog):
+def logged_compiling(config, workdir, caplog):
+  """What a run logs, with every program that JAX compiles."""
+  jax.config.update("jax_log_compiles", True)  # In all threads.
+  try:
+    with caplog.at_level(logging.INFO):
+      loop.train(config, workdir)
+  finally:
+    jax.config.update("jax_log_compiles", False)
+  return [record.getMessage() for record in caplog.records]
+
+
+def test_each_bucket_is_compiled_once_and_in_the_order_of_need(
+  tmp_path, caplog
+):
   config = tiny(12)
   config.data.bucket_seconds = (0.8, 1.6)
-  with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
-    loop.train(config, tmp_path)
-  steps = [
-    r.getMessage()
-    for r in caplog.records
-    if r.getMessage().startswith("Compiling jit(train_step)")
-  ]
-  assert len(steps) == 2
-  valid = [
-    r.getMessage()
-    for r in caplog.records
-    if r.getMessage().startswith("Compiling jit(valid_step)")
-  ]
-  assert len(valid) == 2
+  setup = set_up(config)
+  first = setup.plan.batch(0).bucket_length / 16_000
+  lines = logged_compiling(config, tmp_path, caplog)
+  for name in ("train_step", "valid_step", "init_state"):
+    compiled = [x for x in lines if x.startswith(f"Compiling jit({name})")]
+    assert len(compiled) == (1 if name == "init_state" else 2)
+  told = [x for x in lines if re.match("compiled . of 4 programs", x)]
+  assert len(told) == 4
+  begun = next(x for x in told if "train_step" in x)
+  assert f"x {first:.4g} s" in begun
+  # What validation before training takes does not wait for the other one.
+  assert "train_step" in told[-1]
+
+
+def test_runs_on_the_same_audio_share_a_codebook(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  fits, fit = [], codebook.fit
+  monkeypatch.setattr(
+    codebook, "fit", lambda *args: fits.append(0) or fit(*args)
+  )
+
+  def run(name, **changed):
+    config = tiny(2)
+    config.update_from_flattened_dict(changed)
+    source = open_source(config.data, "train")
+    (fitted,) = codebook.mfcc_codebooks(config, tmp_path / name, source)
+    kept = read_codebook(tmp_path / name / "mfcc-20")
+    np.testing.assert_array_equal(kept, fitted)
+    return fitted
+
+  first, again = run("first"), run("again")
+  np.testing.assert_array_equal(first, again)
+  assert len(fits) == 1
+  run("other seed", seed=1)
+  run("other clips", **{"data.hours": 0.1})
+  assert len(fits) == 3
+  # One that is damaged is fitted again.
+  for path in (tmp_path / "cache").rglob("codebook.npy"):
+    path.write_bytes(b"torn")
+  np.testing.assert_array_equal(run("damaged"), first)
+  assert len(fits) == 4
+
+
+def test_runs_of_another_seed_compile_nothing(tmp_path, caplog, finished):
+  config = tiny(20)  # As `finished`.
+  config.seed = time.time_ns() % 10**6 + 1  # Of no session before.
+  lines = logged_compiling(config, tmp_path, caplog)
+  for name in ("train_step", "valid_step", "init_state"):
+    assert any(x.startswith(f"Compiling jit({name})") for x in lines)
+    hits = f"Persistent compilation cache hit for 'jit_{name}'"
+    assert any(x.startswith(hits) for x in lines)
+
+
+def test_the_parts_of_a_runs_time_are_all_of_it(finished):
+  _, result = finished
+  assert sum(result["seconds"].values()) == pytest.approx(
+    result["wall_seconds"]
+  )
+  parts = ("start", "codebook", "compile", "train", "eval", "checkpoint")
+  assert all(result["seconds"][part] > 0 for part in parts)
+  assert result["seconds"]["redone"] == 0
+  assert result["train_seconds"] == pytest.approx(
+    result["seconds"]["train"] + result["seconds"]["data"]
+  )
+  assert result["first_update_seconds"] < result["wall_seconds"]
+
+
+def test_updates_done_again_are_told_from_others(tmp_path):
+  shutil.copytree(finished_run(tiny(20)), tmp_path / "run")
+  (tmp_path / "run" / "result.json").unlink()
+  # As if killed before the checkpoint of update 20 was whole; 18 is there.
+  shutil.rmtree(tmp_path / "run/checkpoints/20")
+  result = loop.train(tiny(20), tmp_path / "run")
+  assert result["seconds"]["redone"] > 0
+  assert sum(result["seconds"].values()) == pytest.approx(
+    result["wall_seconds"]
+  )
+
+
+def test_a_profile_has_its_updates(tmp_path):
+  profile = Profile("3:2", tmp_path)
+  result = loop.train(tiny(6), tmp_path, profile=profile)
+  assert result["updates"] == 6
+  (trace,) = tmp_path.glob("profile/**/*.trace.json.gz")
+  assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+  events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+  steps = {
+    event["args"]["step_num"]
+    for event in events
+    if event.get("name") == "update"
+  }
+  assert steps == {"3", "4"}
+
+
+def test_a_profile_of_updates_that_are_done_warns(tmp_path, caplog):
+  with Profile("3:2", tmp_path).among(3, 9):
+    pass
+  assert "update 3 is not among those left, 4 to 9" in caplog.text
+  for wrong in ("3", "0:2", "3:0", "a:b", "3:2:1"):
+    with pytest.raises(UsageError, match="expected FIRST:COUNT"):
+      Profile(wrong, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):

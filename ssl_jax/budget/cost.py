@@ -48,7 +48,9 @@ def facts(
         f"budget of {readable(updates_lib.run_flops(config))}FLOP: raise it"
       )
     config.budget.update(updates=0, flops=left, match="")
-  config = updates_lib.resolve(config)
+  samples = round(hours * 3600 * SAMPLE_RATE)
+  config = updates_lib.resolve(config, num_samples=samples)
+  before = updates_lib.before_flops(config, samples)
   updates = config.budget.updates
   audio_hours = updates * config.batch.seconds / 3600
   return {
@@ -64,7 +66,8 @@ def facts(
     "batch_seconds": config.batch.seconds,
     "updates": updates,
     "warmup_updates": schedule_lib.warmup_updates(config),
-    "total_flops": updates * per_update,
+    "before_flops": before,
+    "total_flops": before + updates * per_update,
     "earlier_flops": earlier,
     "labelling_flops": labelling,
     "audio_hours": audio_hours,
@@ -96,6 +99,11 @@ def table(facts: dict[str, Any], config: ConfigDict) -> str:
     "data": f"{facts['audio_hours']:,.4g} h, {facts['epochs']:.4g} epochs of "
     f"{facts['hours']:g} h",
   }
+  if facts["before_flops"]:
+    rows["first"] = (
+      f"{readable(facts['before_flops'])}FLOP of the run for an encoder that "
+      "makes its labels, and for labelling"
+    )
   if facts["earlier_flops"]:
     rows["labels"] = (
       f"{readable(facts['earlier_flops'])}FLOP for "

@@ -125,8 +125,14 @@ def published(
   ]
 
 
-def fit(points: Sequence[Point]) -> Law:
+def fit(
+  points: Sequence[Point], starts: Sequence[tuple[float, float]] = _STARTS
+) -> Law:
   """Fits by least squares with Huber's loss.
+
+  Args:
+    points: to fit to.
+    starts: exponents (a, b) to begin at; the best fit is kept.
 
   Raises:
     UserError: too few points, or of one model size or length only.
@@ -159,7 +165,7 @@ def fit(points: Sequence[Point]) -> Law:
       loss="huber",
       f_scale=_HUBER,
     )
-    for a, b in _STARTS
+    for a, b in starts
   ]
   best = min(fits, key=lambda result: result.cost)
   log_a, a, log_b, b = best.x[-4:].tolist()
@@ -186,7 +192,8 @@ def bootstrap(points: Sequence[Point], law: Law, num: int = 100) -> list[Law]:
         [
           point._replace(loss=law.loss(*point[:2], point.setting) + residual)
           for point, residual in zip(points, drawn)
-        ]
+        ],
+        [(law.a, law.b)],
       )
     )
   return laws

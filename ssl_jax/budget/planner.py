@@ -12,6 +12,7 @@ from ssl_jax import objectives
 from ssl_jax.budget import law as law_lib
 from ssl_jax.budget.flops import readable
 from ssl_jax.budget.law import Candidate, Law, Point
+from ssl_jax.budget.updates import is_first_stage
 from ssl_jax.data.sources import corpus_name
 from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_object
@@ -31,7 +32,11 @@ def read_runs(folder: Path) -> list[Point]:
   Raises:
     UserError: there is none, or one cannot be read.
   """
-  results = sorted(folder.rglob("result.json"))
+  results = sorted(
+    path
+    for path in folder.rglob("result.json")
+    if not is_first_stage(path.parent)
+  )
   if not results:
     raise UserError(f"--runs={folder}: no finished run in it or below")
   return [_read_run(path.parent) for path in results]

@@ -5,10 +5,12 @@ A budget is stated once: as updates, as training FLOPs, or as another config
 the length that the published budgets refer to (paper.md, "FLOPs").
 """
 
+from pathlib import Path
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE, optimizers
+from ssl_jax import FRAME_HOP, SAMPLE_RATE, optimizers
 from ssl_jax import config as config_lib
 from ssl_jax.budget.flops import (
   REFERENCE_CROP,
@@ -17,9 +19,18 @@ from ssl_jax.budget.flops import (
   readable,
 )
 from ssl_jax.errors import UserError
+from ssl_jax.models.backbone import Backbone
 from ssl_jax.objectives import make_objective
 from ssl_jax.objectives.inputs import abstract_params
 from ssl_jax.optimizers import schedule as schedule_lib
+
+FIRST_STAGE = "first"  # Folder of a first stage, in the run's workdir.
+
+
+def is_first_stage(workdir: Path) -> bool:
+  """Tells whether a folder is a stage of the run above it."""
+  in_run = (workdir.parent / "config.json").exists()
+  return workdir.name == FIRST_STAGE and in_run
 
 
 def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
@@ -72,8 +83,69 @@ def match(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def first_stage(config: ConfigDict) -> ConfigDict | None:
+  """Returns the config of the run that labels come from, with its budget.
+
+  None: labels do not come from a stage of this run.
+  """
+  stage = make_objective(config).first_stage()
+  if not stage:
+    return None
+  budget = {"updates": 0, "match": "", "trunk": ""}
+  stage.config.budget.update(budget, flops=stage.share * config.budget.flops)
+  return stage.config
+
+
+def labelling_flops(config: ConfigDict, num_samples: int) -> int:
+  """Counts what a first stage's labels take, up to the layer that is clustered.
+
+  For each label set its encoder passes over all audio, and over the sample that
+  the codebook is fitted on. k-means itself is left out, as it is for MFCC.
+
+  Args:
+    config: of the run.
+    num_samples: of all its audio.
+  """
+  stage = make_objective(config).first_stage()
+  if not stage:
+    return 0
+  stage.config.encoder.num_layers = stage.layer
+  crop = sum(Backbone(stage.config).flops(REFERENCE_CROP).values())
+  heard = num_samples + min(num_samples, config.kmeans.num_frames * FRAME_HOP)
+  return round(len(stage.makes) * heard / REFERENCE_CROP * crop)
+
+
+def before_flops(config: ConfigDict, num_samples: int) -> float:
+  """Counts what a run spends before its own first update."""
+  if not (first := first_stage(config)):
+    return 0.0
+  return first.budget.flops + labelling_flops(config, num_samples)
+
+
+def check_first_stage(config: ConfigDict, mean_update_flops: float) -> None:
+  """Checks that a first stage's share is enough for a run.
+
+  Args:
+    config: of the run.
+    mean_update_flops: of the run, nearly the first stage's.
+
+  Raises:
+    UserError: it is not.
+  """
+  if first := first_stage(config):
+    try:
+      resolve(first, mean_update_flops)
+    except UserError as error:
+      share = make_objective(config).first_stage().share
+      raise UserError(
+        f"the first stage, {share:.0%} of the budget: {error}"
+      ) from error
+
+
 def resolve(
-  config: ConfigDict, mean_update_flops: float | None = None
+  config: ConfigDict,
+  mean_update_flops: float | None = None,
+  num_samples: int = 0,
 ) -> ConfigDict:
   """Returns the config with `budget.updates`, however its budget is stated.
 
@@ -81,6 +153,7 @@ def resolve(
     config: of the run.
     mean_update_flops: of the run on its data, padding included, to divide
       `budget.flops` by; None: `update_flops`.
+    num_samples: of the audio that a first stage labels, if there is one.
 
   Raises:
     UserError: the budget buys no more updates than the warm-up takes.
@@ -88,15 +161,22 @@ def resolve(
   config = match(config)
   budget = config.budget
   cost = mean_update_flops or update_flops(config)
+  before = before_flops(config, num_samples)
   if budget.flops:
-    budget.updates = int(budget.flops / cost)
+    budget.updates = max(0, int((budget.flops - before) / cost))
+  elif first_stage(config):
+    raise UserError(
+      "labels of a first stage (config.hubert.labels=self) need a budget to "
+      "share: give config.budget.flops"
+    )
   warmup = schedule_lib.warmup_updates(config)
   if budget.updates < 1 or warmup >= budget.updates > 1:
     stated = next(k for k in ("match", "flops", "updates") if budget[k])
+    labels = f", {readable(before)}FLOP of it for labels," if before else ""
     raise UserError(
-      f"config.budget.{stated}={budget[stated]} buys {budget.updates:,} "
-      f"updates of {readable(cost)}FLOP, of which {warmup:,} warm up: raise "
-      "it, take a smaller model or batch, or lower "
+      f"config.budget.{stated}={budget[stated]}{labels} buys "
+      f"{budget.updates:,} updates of {readable(cost)}FLOP, of which "
+      f"{warmup:,} warm up: raise it, take a smaller model or batch, or lower "
       "config.optimizer.warmup_updates"
     )
   return config

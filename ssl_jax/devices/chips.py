@@ -25,6 +25,7 @@ _PEAK = {
   "v5e": (197e12, ("TPU v5 lite", "TPU v5e")),
   "v5p": (459e12, ("TPU v5p", "TPU v5")),
   "v6e": (918e12, ("TPU v6 lite", "TPU v6e")),
+  "tpu7x": (2307e12 / 2, ("TPU7x",)),  # Two devices a chip.
 }
 
 # A chip, as Google states it: memory in bytes, bytes a second from it, and
@@ -34,7 +35,10 @@ _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 
 
 class Chip(NamedTuple):
-  """A TPU chip, and the shapes that slices of it have."""
+  """A TPU chip, and the shapes that slices of it have.
+
+  A TPU7x chip is two devices to JAX: the numbers are of one of them.
+  """
 
   flops_per_second: float
   hbm_bytes: float
@@ -43,15 +47,20 @@ class Chip(NamedTuple):
   topologies: tuple[str, ...]
 
 
+_CORES = {"v5p": 2, "tpu7x": 2}  # Cores of a chip, where they name slices.
 _CHIPS = {
   "v5e": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8, _FLAT),
   "v5p": Chip(459e12, 95 * 2**30, 2765e9, 4800e9 / 8, _DEEP),
   "v6e": Chip(918e12, 32 * 2**30, 1640e9, 3584e9 / 8, _FLAT),
+  "tpu7x": Chip(2307e12 / 2, 96 * 2**30, 7380e9 / 2, 4800e9 / 8 / 2, _DEEP),
 }
 
 
 def topology(name: str) -> tuple[Chip, str, int]:
   """Returns (chip, "v5e:4x4", 16) for "v5e:4x4" or "v5e-16".
+
+  As Google names them, the number is of cores for v5p and TPU7x: v5p-8 is 4
+  chips.
 
   Raises:
     UserError: unknown; the valid ones are listed.
@@ -62,7 +71,7 @@ def topology(name: str) -> tuple[Chip, str, int]:
     raise UserError(expected + ", ".join(f"{k}:SHAPE" for k in _CHIPS))
   for known in _CHIPS[kind].topologies:
     chips = math.prod(map(int, known.split("x")))
-    if shape in (known, str(chips)):
+    if shape in (known, str(chips * _CORES.get(kind, 1))):
       return _CHIPS[kind], f"{kind}:{known}", chips
   raise UserError(
     expected + ", ".join(f"{kind}:{known}" for known in _CHIPS[kind].topologies)
@@ -90,6 +99,7 @@ def parse(device: str) -> tuple[str, int]:
   """Returns ("v5e", 8) for "v5e-8"; one device where no number is given.
 
   TPU v4 and v5p slices are named by their cores, two a chip: v4-8 is 4 chips.
+  Each core of a TPU7x is a device.
 
   Raises:
     UserError: an unknown name, or no such number.

@@ -1,5 +1,6 @@
 """Several processes as one run: joining, taking turns, stopping together."""
 
+import atexit
 import contextlib
 import importlib.util
 import itertools
@@ -27,6 +28,7 @@ _log = logging.getLogger("ssl_jax")
 _A_WEEK_S = 7 * 24 * 3600
 # Counters that agree in all processes: they name barriers.
 _runs, _meetings = itertools.count(), itertools.count()
+_answering: list[threading.Thread] = []
 
 
 def join(
@@ -75,8 +77,21 @@ def join(
     raise UserError(f"{message} ({one_line(error)})") from error
   finally:
     late.cancel()
+  atexit.register(_leave)
   if not is_first():
     _log.setLevel(logging.WARNING)
+
+
+def _leave() -> None:
+  """Leaves the others before the interpreter ends.
+
+  JAX would leave at its end, which wakes what still waits for an answer; a
+  thread that wakes then aborts the process.
+  """
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    jax.distributed.shutdown()
+  for thread in _answering:
+    thread.join()
 
 
 def _is_one_of_many() -> bool:
@@ -125,6 +140,13 @@ def _first_says(where: str, value: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
+def any_says(value: bool) -> bool:
+  """Tells whether any process says so; all must ask."""
+  if not many():
+    return value
+  return bool(multihost_utils.process_allgather(np.array([value])).any())
+
+
 def meet(where: str) -> None:
   """Waits until every process is here, however long; see `lost_processes`.
 
@@ -168,6 +190,7 @@ def lost_processes(hint: str) -> Iterator[None]:
         target=_answer, args=(next(_runs), moved, begun), daemon=True
       )
       answers.start()
+      _answering.append(answers)
       try:
         yield
       finally:

@@ -8,11 +8,8 @@ XLA's.
 """
 
 import contextlib
-import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE
 from ssl_jax.errors import UserError
 from ssl_jax.models import encoders, placement
 
@@ -30,10 +26,7 @@ AXES = ("data", "fsdp", "tensor")
 _ROWS = P(("data", "fsdp"))
 
 _LAYERS = "/layers/"  # Their leading axis is the layer, which stays whole.
-_TPU_ROWS = 8  # XLA wants a multiple of it as rows of a convolution.
 _MIN_FSDP_SIZE = 2**14  # Least size of a parameter that is cut.
-
-_log = logging.getLogger("ssl_jax")
 
 
 def make_mesh(
@@ -143,9 +136,14 @@ class _OnMesh(placement.Placement):
   """The devices of a mesh, and what the roles of axes are on it."""
 
   def __init__(self, mesh: Mesh):
-    device = mesh.devices.flat[0]
-    super().__init__(device.platform, device.device_kind)
+    super().__init__(mesh.devices.flat[0].platform)
     self._mesh = mesh
+
+  @property
+  def vmem(self) -> int:
+    # The mesh's devices may not be JAX's own: those of a slice to compile for.
+    with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+      return super().vmem
 
   def kernel(
     self,
@@ -189,11 +187,16 @@ class _OnMesh(placement.Placement):
       x, NamedSharding(self._mesh, P(AXES))
     )
 
-  def segments(self, rows: int) -> int:
+  def segments(self, rows: int, size: int) -> int:
     if self.platform != "tpu":
       return 1
     held = -(-rows // self._mesh.size)
-    return _TPU_ROWS // math.gcd(held, _TPU_ROWS)
+    segments = placement.TPU_ROWS // math.gcd(held, placement.TPU_ROWS)
+    # The backward pass holds three arrays as large as the largest.
+    room = self.vmem / 4
+    while room and placement.TPU_ROWS * size > segments * room:
+      segments *= 2
+    return segments
 
 
 def suited(by_row: NamedSharding, function: Callable) -> Callable:
@@ -253,61 +256,6 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         f"config.mesh={tuple(config.mesh)}: tensor={tensor} does not divide "
         f"config.encoder.{key}={config.encoder[key]}"
       )
-
-
-def compile_shapes(
-  programs: Sequence[tuple[Callable, Any, Sequence[tuple[int, int]]]],
-  abstract_batch: Callable[[int, int], dict],
-  row_multiple: int,
-  by_row: Sharding,
-) -> list[dict[int, Callable]]:
-  """Compiles programs for each shape of their batches, all at once.
-
-  Args:
-    programs: (jitted, shapes and types of what it takes before a batch, shapes
-      of its batches as (rows, length in samples)).
-    abstract_batch: of rows and length; gives shapes and types of a batch.
-    row_multiple: that rows are rounded up to.
-    by_row: how batches are placed.
-
-  Returns:
-    The compiled programs of each of `programs`, keyed by length.
-  """
-  with ThreadPoolExecutor() as pool, _cancelling(pool):
-    before = time.monotonic()
-    pending = {}
-    for i, (jitted, first, shapes) in enumerate(programs):
-      for rows, length in shapes:
-        rows = -(-rows // row_multiple) * row_multiple
-        # Each is traced while those before it compile.
-        lowered = jitted.lower(
-          first, abstract(abstract_batch(rows, length), by_row)
-        )
-        pending[pool.submit(lowered.compile)] = i, rows, length
-    compiled: list[dict[int, Callable]] = [{} for _ in programs]
-    for count, done in enumerate(as_completed(pending), 1):
-      i, rows, length = pending[done]
-      compiled[i][length] = done.result()
-      _log.info(
-        "compiled %d of %d programs: %s of %d x %.4g s, after %.1f s",
-        count,
-        len(pending),
-        programs[i][0].__name__,
-        rows,
-        length / SAMPLE_RATE,
-        time.monotonic() - before,
-      )
-  return compiled
-
-
-@contextlib.contextmanager
-def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-  """An error or an interrupt does not wait for what has not begun."""
-  try:
-    yield
-  except BaseException:
-    pool.shutdown(wait=False, cancel_futures=True)
-    raise
 
 
 def put(batch: dict, mesh: Mesh) -> dict:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,7 +29,11 @@ _WIRE = {"all-reduce": 2.0}
 
 
 def compile_for(
-  config: ConfigDict, chip: Chip, topology: str, chips: int
+  config: ConfigDict,
+  chip: Chip,
+  topology: str,
+  chips: int,
+  options: Mapping[str, str],
 ) -> dict[str, Any]:
   """Compiles the step of the longest bucket; says what it takes.
 
@@ -37,13 +42,15 @@ def compile_for(
     chip: of the slice.
     topology: as JAX has it, "v5e:4x4".
     chips: of the slice.
+    options: of the TPU compiler, beside the step's own.
 
   Returns:
     topology, chips, mesh; rows (of the batch, and idle among them),
     padded_seconds_per_update of audio; compile_seconds; hbm_bytes_per_chip
     {arguments, temporaries, peak, available} and fits; flops_per_update (as
     `ssl_jax.flops` counts); xla_flops_per_chip, xla_bytes_per_chip (of any
-    memory), hbm_traffic_per_chip (bytes, of HBM alone);
+    memory), hbm_traffic_per_chip (bytes, of HBM alone), hbm_traffic_by_part (as
+    `ssl_jax.measure.hlo.hbm_bytes` has it);
     collectives {kind: {operations, bytes}} of a chip; roofline_seconds
     {compute, memory, network, update}; mfu_bound.
 
@@ -58,6 +65,7 @@ def compile_for(
     platform="tpu", topology_name=topology
   )
   mesh = sharding.make_mesh(config.mesh, described.devices)
+  devices = mesh.size
   sharding.check(config, mesh)
 
   objective = make_objective(config, compute_dtype(config))
@@ -87,7 +95,7 @@ def compile_for(
   compiled = step.lower(
     sharding.abstract(state, placed),
     sharding.abstract(inputs_lib.abstract_batch(config, rows, length), by_row),
-  ).compile()
+  ).compile(compiler_options=dict(options))
   seconds = time.monotonic() - before
 
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -96,11 +104,12 @@ def compile_for(
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = arguments + temporaries + outputs + memory.generated_code_size_in_bytes
   program = compiled.as_text()
-  traffic, moved = hlo.collectives(program), hlo.hbm_bytes(program)
+  traffic, parts = hlo.collectives(program), hlo.hbm_bytes(program)
+  moved = sum(parts.values())
   wire = sum(_WIRE.get(kind, 1.0) * size for kind, (_, size) in traffic.items())
   training = clips * clip_flops(config, length).training
   # Padding and what XLA adds are computed too; loops it counts once.
-  computed = max(cost["flops"], rows / clips * training / chips)
+  computed = max(cost["flops"], rows / clips * training / devices)
   roofline = {
     "compute": computed / chip.flops_per_second,
     "memory": moved / chip.hbm_bytes_per_second,
@@ -126,12 +135,16 @@ def compile_for(
     "xla_flops_per_chip": cost["flops"],
     "xla_bytes_per_chip": cost["bytes accessed"],
     "hbm_traffic_per_chip": moved,
+    "hbm_traffic_by_part": parts,
     "collectives": {
       kind: {"operations": round(count), "bytes": size}
       for kind, (count, size) in sorted(traffic.items())
     },
     "roofline_seconds": roofline,
-    "mfu_bound": training / chips / chip.flops_per_second / roofline["update"],
+    "mfu_bound": training
+    / devices
+    / chip.flops_per_second
+    / roofline["update"],
   }
 
 

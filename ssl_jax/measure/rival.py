@@ -2,8 +2,9 @@
 
 On a GPU with bfloat16 autocast and torch.compile; attention is torch's fused
 one (SDPA) everywhere. Clips fill their batch, so that no mask of padding keeps
-the fused attention from its fastest path, and the head sees masked frames only:
-what a careful user of transformers would write. Nothing of JAX is imported.
+the fused attention from its fastest path, and HuBERT's head sees masked frames
+only: what a careful user of transformers would write. Nothing of JAX is
+imported.
 """
 
 import contextlib
@@ -16,55 +17,12 @@ import numpy as np
 import torch
 import transformers
 from ml_collections import ConfigDict
-from torch.nn import functional
 
+from ssl_jax.measure import rival_models
 from ssl_jax.measure.sides import Subject
 
 _PEAK_REPEATS = 5
 _REPEATS = 10  # On a GPU.
-
-
-class Pretraining(torch.nn.Module):
-  """HuBERT around a HubertModel: (waveform, mask, labels) -> loss."""
-
-  def __init__(self, config: ConfigDict, architecture: dict[str, Any]):
-    super().__init__()
-    self.config = config
-    self.model = hubert(architecture)
-    width, final = config.encoder.hidden_size, config.hubert.final_dim
-    self.final_proj = torch.nn.Linear(width, final)
-    (clusters,) = config.hubert.clusters
-    self.embeddings = torch.nn.Parameter(torch.rand(clusters, final))
-
-  def forward(
-    self, waveform: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
-  ) -> torch.Tensor:
-    """[B, S], indices of the masked of B T frames [M], their labels [M]."""
-    config, model = self.config, self.model
-    features = model.feature_extractor(waveform)  # [B, C, T]
-    factor = config.frontend.grad_mult
-    features = factor * features + (1 - factor) * features.detach()
-    penalty = features.float().square().mean()
-    hidden = model.feature_projection(features.transpose(1, 2))
-    shape = hidden.shape
-    vector = model.masked_spec_embed.to(hidden.dtype)
-    hidden = hidden.reshape(-1, shape[-1]).index_copy(
-      0, mask, vector.expand(len(mask), -1)
-    )
-    hidden = model.encoder(hidden.reshape(shape)).last_hidden_state
-    chosen = self.final_proj(hidden.reshape(-1, shape[-1])[mask])
-    logits = functional.normalize(chosen.float(), dim=-1)
-    logits = logits @ functional.normalize(self.embeddings, dim=-1).T
-    logits = logits / config.hubert.logit_temperature
-    loss = functional.cross_entropy(logits.float(), labels)
-    return loss + config.objective.feature_penalty * penalty
-
-
-def hubert(architecture: dict[str, Any]) -> transformers.HubertModel:
-  """With fresh weights, of the arguments of a HubertConfig."""
-  return transformers.HubertModel(
-    transformers.HubertConfig(**architecture, attn_implementation="sdpa")
-  )
 
 
 def step(
@@ -77,14 +35,15 @@ def step(
 ) -> Subject:
   """One update: forward, backward, clipping, AdamW.
 
-  `masked` [M] are indices of the masked of B T frames; `cache` is a folder for
-  what torch.compile makes.
+  `masked` is bool [B, T]; `cache` is a folder for what torch.compile makes.
   """
   if cache:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
     os.environ["TRITON_CACHE_DIR"] = f"{cache}/triton"
   device = _device()
-  model = Pretraining(config, architecture).to(device).train()
+  model, inputs = rival_models.make(config, architecture, masked)
+  model = model.to(device).train()
+  inputs = [each.to(device) for each in inputs]
   optimizer = torch.optim.AdamW(
     model.parameters(),
     lr=config.optimizer.learning_rate,
@@ -93,16 +52,13 @@ def step(
     weight_decay=config.optimizer.weight_decay,
     fused=True,
   )
-  mask = torch.from_numpy(masked).to(device)
-  (clusters,) = config.hubert.clusters
-  labels = torch.randint(clusters, mask.shape, device=device)
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
   def update() -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
     with _autocast():
-      loss = compute(waveform, mask, labels)
+      loss = compute(waveform, *inputs)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(
       model.parameters(), config.optimizer.clip_norm
@@ -118,7 +74,7 @@ def stem(
 ) -> Subject:
   """The stem, forwards and backwards to its parameters."""
   device = _device()
-  model = hubert(architecture).feature_extractor.to(device).train()
+  model = rival_models.hubert(architecture).feature_extractor.to(device).train()
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
@@ -137,7 +93,7 @@ def probe(
 ) -> Subject:
   """All hidden states of a frozen encoder."""
   device = _device()
-  model = hubert(architecture).to(device).eval()
+  model = rival_models.hubert(architecture).to(device).eval()
   waveform = _noise(rows, length, device)
   compute = _compiled(model)
 
@@ -180,10 +136,11 @@ def _noise(rows: int, length: int, device: torch.device) -> torch.Tensor:
 def _subject(work: Callable[[], Any]) -> Subject:
   cuda = torch.cuda.is_available()
 
-  def run(times: int) -> None:
+  def run(times: int) -> Any:
     for _ in range(times):
-      work()
+      made = work()
     _wait()
+    return made
 
   def facts() -> dict[str, Any]:
     return {

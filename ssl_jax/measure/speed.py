@@ -22,6 +22,13 @@ from ssl_jax.measure.sides import OURS, THEIRS
 from ssl_jax.pretrained import hf_names
 from ssl_jax.signal.masking import sample_spans
 
+# The training steps that transformers has, or has all but the frames of.
+_RIVALS = (
+  ("hubert", "waveform"),
+  ("hubert", "clip-normed logmel"),
+  ("wav2vec2", "waveform"),
+)
+
 
 def run(
   what: str,
@@ -36,7 +43,7 @@ def run(
   Args:
     what: step, stem, probe (all states of a frozen encoder), or compile (from
       the start of a process to its first update).
-    config: of HuBERT on a waveform stem; its labels are noise.
+    config: of any objective; HuBERT's labels are noise.
     against: "hf", or "" to measure ours alone.
     rows: clips of the batch; 0: what fits the kind of device.
     seconds: of each clip; 0 alike.
@@ -51,17 +58,16 @@ def run(
     share is the faster of the sides' own large matrix products.
 
   Raises:
-    UserError: the config is of something else; torch or transformers is not
-      installed; a side failed.
+    UserError: that cannot be compared, or has no stem to train; torch or
+      transformers is not installed; a side failed.
   """
   config = config.copy_and_resolve_references()
-  if (config.objective.name, config.frontend.name) != ("hubert", "waveform"):
-    raise UserError(
-      "what is compared is HuBERT on waveforms; this config is "
-      f"{config.objective.name} on {config.frontend.name} frames"
-    )
+  _check(what, config, against)
   config.hubert.labels = "noise"  # Both sides are given their labels.
   config.hubert.clusters = config.hubert.clusters[:1]
+  config.hubert.layers = config.hubert.label_weights = ()
+  if against:
+    config.hubert.loss = "cosine"  # The rival's.
   config.budget.updates = config.budget.updates or 1000
   cpu = jax.default_backend() == "cpu"
   rows, seconds = rows or (2 if cpu else 10), seconds or (10 if cpu else 15.625)
@@ -105,18 +111,39 @@ def run(
   return result
 
 
+def _check(what: str, config: ConfigDict, against: str) -> None:
+  objective, frontend = config.objective.name, config.frontend.name
+  frames = frontend
+  if frontend == "logmel":
+    frames = f"{config.frontend.mel_norm}-normed logmel"
+  if what in ("step", "compile"):
+    can = not against or (objective, frames) in _RIVALS
+  else:
+    can = frontend == "waveform" or (what == "probe" and not against)
+  if not can:
+    raise UserError(
+      "what can be compared is a step of HuBERT on waveforms or clip-normed "
+      "log-mel, or of wav2vec 2.0 on waveforms, and a stem or frozen encoder "
+      f"on waveforms; this is {what} of {objective} on {frames} frames"
+    )
+
+
 def _architecture(config: ConfigDict) -> dict[str, Any]:
-  """As arguments of transformers' HubertConfig."""
+  """As arguments of transformers' HubertConfig or Wav2Vec2Config."""
+  config = config.copy_and_resolve_references()
+  config.frontend.name = "waveform"  # Log-mel takes the place of its stem.
   layout = hf_names.Layout(config)
-  flat = dict(layout.fixed)
-  for key, (ours, _) in layout.keys.items():
+  flat, keys = dict(layout.fixed), dict(layout.keys)
+  if config.objective.name == "wav2vec2":
+    keys |= hf_names.HEAD_KEYS
+  for key, (ours, _) in keys.items():
     section, name = ours.split(".")
     flat[key] = config[section][name]
   return flat
 
 
 def _masked(config: ConfigDict, rows: int, length: int) -> np.ndarray:
-  """Indices of the masked of B T frames, as our training masks. int64 [M]."""
+  """The masked frames, as our training masks. bool [B, T]."""
   masking, frames = config.masking, num_frames(length)
   mask = sample_spans(
     jax.random.split(jax.random.key(0), rows),
@@ -126,7 +153,7 @@ def _masked(config: ConfigDict, rows: int, length: int) -> np.ndarray:
     masking.mask_length,
     masking.min_masks,
   )
-  return np.flatnonzero(np.asarray(mask))
+  return np.array(mask)
 
 
 def _run_compile(

@@ -32,15 +32,18 @@ def attention(
   match place.kernels:
     case "gpu":
       from ssl_jax.models.kernels import attention_gpu as kernels
+
+      own = ()
     case "tpu":
       from ssl_jax.models.kernels import attention_tpu as kernels
 
-      if packed.shape[1] > kernels.MAX_FRAMES:
+      if not kernels.fits(packed, place.vmem):
         return plain(packed, frames, words, heads, rate)
+      own = (place.vmem,)
     case _:
       return plain(packed, frames, words, heads, rate)
   return place.kernel(
-    lambda *arrays: kernels.attention(*arrays, rate),
+    lambda *arrays: kernels.attention(*arrays, rate, *own),
     *(packed, frames, words, heads),
     axes=(("rows", None, None, "heads"), ("rows",), ("rows",), ("heads",)),
     out=("rows", None, "heads"),

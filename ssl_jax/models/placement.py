@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -20,9 +21,8 @@ import jax
 #   heads: attention heads, as the layer's kernels are cut.
 Roles = tuple[str | None, ...]
 
+TPU_ROWS = 8  # XLA wants a multiple of it as rows of a convolution.
 _TRITON = 8.0  # Least compute capability that Triton multiplies bfloat16 on.
-# TPUs with 128 MiB of VMEM: others have less than attention takes.
-_ROOMY = re.compile(r"v[56] ?(lite|e)\b")
 
 
 class Placement:
@@ -32,25 +32,30 @@ class Placement:
     platform: cpu, gpu or tpu.
   """
 
-  def __init__(self, platform: str, kind: str = ""):
-    """Makes it of a device's platform and kind, as JAX names them.
+  def __init__(self, platform: str):
+    """Makes it of a device's platform, as JAX names it.
 
     Args:
       platform: cpu, gpu, cuda, rocm or tpu.
-      kind: the device's kind; "" for that of JAX's default.
     """
     self.platform = "gpu" if platform in ("cuda", "rocm") else platform
-    self._kind = kind
 
   @property
   def kernels(self) -> str:
     """Names the Pallas kernels to use: "gpu", "tpu", or "" for none."""
     if self.platform == "gpu" and _capability() >= _TRITON:
       return "gpu"
-    if self.platform == "tpu":
-      kind = self._kind or jax.devices()[0].device_kind
-      return "tpu" if _ROOMY.search(kind) else ""
-    return ""
+    return "tpu" if self.platform == "tpu" else ""
+
+  @property
+  def vmem(self) -> int:
+    """Bytes of the memory on a TPU core, where kernels work; 0 if unknown."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    try:
+      return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:  # A chip that this JAX does not know, or none.
+      return 0
 
   def kernel(
     self,
@@ -74,9 +79,14 @@ class Placement:
     """Returns x [B, ...], its rows shared out over all devices."""
     return x
 
-  def segments(self, rows: int) -> int:
-    """Returns how many segments a stem should cut each of `rows` clips into."""
-    del rows
+  def segments(self, rows: int, size: int) -> int:
+    """Returns how many segments a stem should cut clips into.
+
+    Args:
+      rows: clips of the batch.
+      size: bytes of the largest array that the stem makes of a clip.
+    """
+    del rows, size
     return 1
 
 
@@ -102,6 +112,44 @@ def use(placement: Placement) -> Iterator[None]:
     yield
   finally:
     _current.reset(token)
+
+
+def by_rows(
+  function: Callable[..., jax.Array], params: Any, *rows: jax.Array
+) -> jax.Array:
+  """Computes function(params, *rows), on TPUs of `TPU_ROWS` rows at a time.
+
+  What it makes on the way then stays in the cores' own memory.
+
+  Args:
+    function: the rows of its result depend on those rows alone.
+    params: nested arrays.
+    *rows: arrays [R, ...].
+
+  Returns:
+    [R, ...].
+  """
+  place = current()
+  if place.platform != "tpu":
+    return function(params, *rows)
+  leaves, tree = jax.tree.flatten(params)
+
+  def on_device(*arrays: jax.Array) -> jax.Array:
+    params = tree.unflatten(arrays[len(rows) :])
+    held = arrays[: len(rows)]
+    groups, rest = divmod(len(held[0]), TPU_ROWS)
+    if rest or groups < 2:
+      return function(params, *held)
+    parts = [x.reshape(groups, TPU_ROWS, *x.shape[1:]) for x in held]
+    made = jax.lax.map(lambda part: function(params, *part), parts)
+    return made.reshape(-1, *made.shape[2:])
+
+  return place.kernel(
+    on_device,
+    *(*rows, *leaves),
+    axes=(*[("all_rows",)] * len(rows), *[()] * len(leaves)),
+    out=("all_rows",),
+  )
 
 
 def _capability() -> float:

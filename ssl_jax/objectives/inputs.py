@@ -90,6 +90,8 @@ def init_params(
 
 def abstract_params(config: ConfigDict) -> Any:
   """Returns shapes and types of a model's parameters, its objective's too."""
+  config = config.copy_and_resolve_references()
+  config.encoder.scan_layers = True  # The same parameters, of one trace.
   objective = make_objective(config, jnp.float32)
   return jax.eval_shape(
     lambda: init_params(objective, config, jax.random.key(0))[1]

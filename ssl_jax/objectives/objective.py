@@ -10,7 +10,7 @@ where the objective has extra state, and, but for `targets` itself, targets.
 `update` counts from 0.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,22 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax.knobs import Knob
+
+
+class FirstStage(NamedTuple):
+  """A run before the run, whose encoder makes labels.
+
+  Attributes:
+    config: of it; its budget is set from `share`.
+    share: of the whole run's `budget.flops`.
+    layer: whose states are clustered.
+    makes: entries of `stored_labels` that its encoder labels for.
+  """
+
+  config: ConfigDict
+  share: float
+  layer: int
+  makes: list[tuple[str, int]]
 
 
 class Objective(nn.Module):
@@ -131,9 +147,16 @@ class Objective(nn.Module):
     """Returns (folder, clusters) of label sets that come with the batches."""
     return []
 
-  def fitted_codebooks(self) -> list[int]:
-    """Returns the clusters of codebooks fitted on MFCC before training."""
+  def fitted_codebooks(self) -> list[tuple[str, int]]:
+    """Returns (key of `mfcc.FRAMES`, clusters) of codebooks fitted at start."""
     return []
+
+  def first_stage(self) -> FirstStage | None:
+    """Returns the run that trains the encoder labels are made with.
+
+    It shares this run's budget and workdir. None: there is none.
+    """
+    return None
 
   def earlier(self) -> str:
     """Returns the config of the run whose encoder made the labels; "": none."""

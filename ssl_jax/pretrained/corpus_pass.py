@@ -17,19 +17,12 @@ from ssl_jax.data.pieces import Pieces
 from ssl_jax.data.sources.audio import DamagedAudio
 from ssl_jax.data.sources.source import Source
 from ssl_jax.models import whole_clip
-from ssl_jax.signal import fbank
 
 # (waveform float [B, S], length [B]) -> any array [B, F, ...], and how many of
 # each row's frames are real, [B].
 FramesOf = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 _SAMPLE = 4  # Purpose of the random draw; data/batch_plan.py has the others.
-
-
-def mfcc(waveform: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """MFCC with deltas, [B, 10 ms frames, 39]."""
-  frames = fbank.mfcc_with_deltas(waveform, length)
-  return frames, fbank.num_fbank_frames(length)
 
 
 def make_pieces(

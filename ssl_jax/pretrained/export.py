@@ -93,5 +93,6 @@ def _history(encoder: Encoder) -> tuple[dict | None, dict | None, list[dict]]:
     score
     for score in scores
     if score["origin"].get("params") == encoder.origin["params"]
+    and len(score.get("origins", "1")) == 1
   ]
   return config, spent, mine

@@ -136,7 +136,12 @@ def _layer_weights(
   encoder: Encoder, probe: Path | None
 ) -> tuple[list[float], bool]:
   if probe is None:
-    found = sorted((encoder.workdir / "probes").glob("*.json"))
+    # Results of measures have no weights of layers.
+    found = [
+      path
+      for path in sorted((encoder.workdir / "probes").glob("*.json"))
+      if "layer_weights" in path.read_text("utf-8")
+    ]
     if len(found) != 1:
       some = ", ".join(map(str, found)) or f"none in {encoder.workdir}/probes"
       raise UserError(

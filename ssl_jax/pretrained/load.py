@@ -19,6 +19,7 @@ from ssl_jax.checkpoints.manager import restore_params
 from ssl_jax.config import validate
 from ssl_jax.errors import UserError, check_choice, one_line
 from ssl_jax.files import read_object
+from ssl_jax.models import encoders
 from ssl_jax.models.backbone import Backbone, compute_dtype
 from ssl_jax.models.encoders import ENCODERS
 from ssl_jax.models.frontends import FRONTENDS
@@ -125,7 +126,8 @@ class Encoder:
       )
     # A pre-norm encoder applies its final norm after the last layer only: one
     # layer more is kept, and its input returned.
-    kept = layer + 1 if config.encoder.norm_first else max(1, layer)
+    pre_norm = encoders.make_block(config.encoder).norm_first
+    kept = layer + 1 if pre_norm else max(1, layer)
     config.encoder.num_layers = kept = min(kept, config.encoder.num_layers)
     params = self.params | {"encoder": dict(self.params["encoder"])}
     params["encoder"]["layers"] = jax.tree.map(

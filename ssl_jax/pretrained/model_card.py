@@ -91,10 +91,9 @@ def _training(
     "seed": config["seed"],
   }
   objective = make_objective(ConfigDict(config))
-  labels = ["mfcc"] * len(objective.fitted_codebooks())
-  labels += [Path(folder).name for folder, _ in objective.stored_labels()]
-  if labels:
-    rows["labels"] = ", ".join(labels)
+  if setting := objective.setting():
+    # Of folders their names alone.
+    rows["labels"] = ", ".join(Path(x).name for x in setting.split(", "))
   if config.get("init_from"):
     rows["started from"] = Path(config["init_from"]).name
   table = [f"| {key} | {value} |" for key, value in rows.items()]
@@ -108,8 +107,9 @@ def _scores(scores: Sequence[dict[str, Any]]) -> list[str]:
     "",
     "## Scores",
     "",
-    "Probes of the frozen encoder on test data, mean and standard deviation "
-    "over seeds of the head, beside the same probe of other encoders.",
+    "Probes of the frozen encoder on test data, beside the same probe of other "
+    "encoders: mean and standard deviation over seeds of the head, or, of "
+    "measures without one, the standard error over speakers.",
     "",
     "| task | profile | metric | this model | others |",
     "|---|---|---|---|---|",

@@ -1,8 +1,18 @@
-"""Probes: SUPERB's tasks on a frozen encoder, and the table of them."""
+"""Probes: what a frozen encoder is worth, and the table of tasks."""
 
-from ssl_jax.probes import classify, ctc, verify
+from ssl_jax.probes import (
+  abx,
+  classify,
+  ctc,
+  phone,
+  rank,
+  units,
+  verify,
+  words,
+)
 
-# A new task is one file with a `TaskKind`, and one line here.
+# A new task is one file with a `TaskKind`, or a `MeasureKind` where no head is
+# trained as SUPERB does, and one line here.
 TASKS = {
   "ks": classify.KEYWORDS,
   "sid": classify.SPEAKERS,
@@ -11,4 +21,9 @@ TASKS = {
   "asv": verify.VERIFICATION,
   "er": classify.EMOTIONS,
   "ic": classify.INTENTS,
+  "phone": phone.PHONES,
+  "words": words.WORDS,
+  "abx": abx.ABX,
+  "units": units.UNITS,
+  "rank": rank.RANK,
 }

@@ -9,7 +9,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.knobs import RUN, Knob, check_values, make_config
 from ssl_jax.probes import TASKS
 
-PROFILES = ("smoke", "mini", "full")
+PROFILES = ("smoke", "study", "mini", "full")
 
 _KNOBS = {
   "": {
@@ -33,6 +33,24 @@ _KNOBS = {
       "asv: a list of test's trials, as Vox1-O's: `1 ONE OTHER` (one speaker) "
       "or `0 ONE OTHER` a line; empty: every pair.",
       role="place",
+    ),
+    "alignments": Knob(
+      "",
+      "phone, abx, words, units: phones (words) of clips with their times, as "
+      "ssl_jax/data/alignments.py reads them: .jsonl, .ctm, .item or a folder "
+      "of .TextGrid; empty: those in the metadata.",
+      role="place",
+    ),
+    "scored": Knob(("valid", "test"), "words: the splits whose words ask."),
+    "clusters": Knob(100, "units: clusters of k-means.", low=2, high=65_534),
+    "distance": Knob(
+      "pooled",
+      "abx: between the means of two segments, or along the best path "
+      "through their frames.",
+      choices=("pooled", "dtw"),
+    ),
+    "libri_light": Knob(
+      False, "abx: leave out the last frame of segments, as Libri-light does."
     ),
   },
   "features": {

@@ -1,4 +1,4 @@
-"""Frozen encoders: a trained one, its random twin, log-mel frames."""
+"""Frozen encoders: a trained one, its random twin, log-mel and MFCC frames."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from ssl_jax import num_frames
 from ssl_jax.budget.flops import forward_flops
+from ssl_jax.errors import UserError
 from ssl_jax.models.backbone import Backbone
+from ssl_jax.objectives import mfcc as mfcc_lib
 from ssl_jax.pretrained import load as trained
 from ssl_jax.signal import fbank
 
@@ -38,34 +40,68 @@ class FrozenEncoder(NamedTuple):
   flops: Callable[[int], float]
 
 
-def open_encoders(
-  names: Sequence[str], checkpoint: str | None, seed: int
-) -> tuple[list[FrozenEncoder], Path]:
+class Candidate(NamedTuple):
+  """An encoder that is probed, or its pretraining seeds, under one name."""
+
+  name: str
+  seeds: list[FrozenEncoder]
+
+
+def open_candidates(
+  names: Sequence[str], checkpoints: Sequence[str], seed: int
+) -> tuple[list[Candidate], Path]:
   """Opens encoders, and finds the workdir that their scores belong to.
 
   Args:
-    names: of `model`, `random`, `logmel` and `hf:DIR`.
-    checkpoint: of the first two: a workdir, an update in it, or hf:DIR.
+    names: of `model`, `random`, `logmel`, `mfcc`, workdirs and `hf:DIR`.
+    checkpoints: of the first two: workdirs, updates in them, or hf:DIR; several
+      are pretraining seeds of one recipe.
     seed: of `random`.
+
+  Raises:
+    UserError: checkpoints are not of one architecture.
   """
-  opened, beside = [], Path("runs")
-  if checkpoint:
-    loaded = trained.load_encoder(checkpoint)
-    beside = loaded.workdir
-  folders = [Path(name).name for name in names]
+  loaded = [trained.load_encoder(checkpoint) for checkpoint in checkpoints]
+  for checkpoint, one in zip(checkpoints, loaded):
+    if _recipe(one) != _recipe(loaded[0]):
+      raise UserError(
+        f"--checkpoint={checkpoint} has not the frontend, the encoder and the "
+        f"objective of {checkpoints[0]}: several are seeds of one recipe"
+      )
+  if len({one.origin["params"] for one in loaded}) < len(loaded):
+    raise UserError(
+      "--checkpoint: one encoder is given twice; several are seeds"
+    )
+  beside = loaded[0].workdir if loaded else Path("runs")
+  opened = []
   for name in names:
     if name == "model":
-      opened.append(of_checkpoint(loaded))
+      seeds = [of_checkpoint(one) for one in loaded]
     elif name == "random":
-      opened.append(random_twin(loaded, seed))
-    elif name == "logmel":
-      opened.append(log_mel())
+      seeds = [random_twin(one, seed + i) for i, one in enumerate(loaded)]
+    elif name in _SIGNALS:
+      seeds = [_SIGNALS[name]()]
     else:
       other = trained.load_encoder(name)
-      alone = folders.count(Path(name).name) == 1
-      label = f"hf:{other.workdir.name}" if alone else name
-      opened.append(of_checkpoint(other, label))
+      kind = "hf:" if name.startswith("hf:") else ""
+      label = f"{kind}{other.workdir.name}"
+      seeds = [of_checkpoint(other, label)]
+    opened.append(Candidate(seeds[0].name, seeds))
+  called = [candidate.name for candidate in opened]
+  for place, name in enumerate(names):
+    if called.count(called[place]) > 1:  # Each goes by all of its name.
+      opened[place] = opened[place]._replace(name=name)
   return opened, beside
+
+
+def _recipe(loaded: trained.Encoder) -> tuple:
+  """Returns what pretraining seeds have in common."""
+  config = loaded.config
+  return (
+    config.frontend.to_json(),
+    config.encoder.to_json(),
+    config.objective.name,
+  )
 
 
 def of_checkpoint(
@@ -112,3 +148,23 @@ def log_mel() -> FrozenEncoder:
     {},
     lambda num_samples: float(fbank.spectrum_flops(num_samples, _MEL_BINS)),
   )
+
+
+def mfcc() -> FrozenEncoder:
+  """Returns MFCC with deltas, each clip's standardised. [1, B, T, 39]."""
+
+  def states(waveform: jax.Array, length: jax.Array) -> jax.Array:
+    return mfcc_lib.at_frames("mfcc_clip", waveform, length)[None]
+
+  return FrozenEncoder(
+    "mfcc",
+    states,
+    (1, 39),
+    "MFCC 39, of each clip",
+    {},
+    lambda num_samples: float(fbank.mfcc_flops(num_samples)),
+  )
+
+
+# Frames that need no encoder, by name.
+_SIGNALS = {"logmel": log_mel, "mfcc": mfcc}

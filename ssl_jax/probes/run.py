@@ -1,5 +1,7 @@
 """A task, probed: the model's score beside those of what it should beat."""
 
+import functools
+import hashlib
 import json
 import logging
 import math
@@ -9,28 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
+from ssl_jax import tally
 from ssl_jax.data.sources import corpus_name, open_source
 from ssl_jax.data.sources.source import Source
 from ssl_jax.errors import UserError, check_choice
 from ssl_jax.files import write_atomically
-from ssl_jax.probes import TASKS, fit
+from ssl_jax.probes import TASKS, trained, zero_shot
 from ssl_jax.probes.config import validate
-from ssl_jax.probes.encoders import FrozenEncoder
-from ssl_jax.probes.features import extract
+from ssl_jax.probes.encoders import Candidate
 from ssl_jax.probes.picture import draw
-from ssl_jax.probes.tasks import Labelled, Task
 
 SPLITS = ("train", "valid", "test")
 
 
 def probe(
   config: ConfigDict,
-  encoders: Sequence[FrozenEncoder],
+  candidates: Sequence[Candidate],
   cache: Path,
   out: Path,
   by_row: Sharding,
@@ -39,15 +39,15 @@ def probe(
 
   Args:
     config: of the probe.
-    encoders: the model, then what it is compared with.
+    candidates: the model, then what it is compared with.
     cache: of features.
     out: where the results go.
     by_row: how a batch is placed on the devices.
 
   Returns:
-    Of the first encoder: task, metric, profile, dev, test, std, learning_rate,
-    seeds, updates, flops, layer_weights, grid; of the others `baselines`, the
-    same by name.
+    task, metric, profile, corpus, clips, guess, encoder; of the first encoder
+    what `trained.score` or `zero_shot.score` says; `baselines`, the same of the
+    others by name; of measures `comparisons`, the first with each of them.
 
   Raises:
     UserError: the corpus lacks what the task needs.
@@ -59,52 +59,99 @@ def probe(
   except OSError as error:
     raise UserError(f"--out={out} cannot be used ({error})") from error
   splits = {split: _open(config, split) for split in SPLITS}
-  task, labelled = TASKS[config.task].make(config, splits)
+  kind = TASKS[config.task]
+  if isinstance(kind, zero_shot.MeasureKind):
+    measure = kind.make(config, splits)
+    clips, facts = measure.facts["clips"], measure
+    score = functools.partial(zero_shot.score, config, measure)
+  else:
+    task, labelled = kind.make(config, splits)
+    clips = {split: len(x.source.ids) for split, x in labelled.items()}
+    facts = task
+    score = functools.partial(trained.score, config, task, labelled)
   results = []
-  for encoder in encoders:
+  for candidate in candidates:
     started = time.monotonic()
-    scores = _probe_one(config, task, labelled, encoder, cache, by_row)
+    scores = score(candidate.seeds, cache, by_row)
     scores["seconds"] = time.monotonic() - started
-    scores["origin"] = encoder.origin
+    scores["origin"] = candidate.seeds[0].origin
+    scores["origins"] = [encoder.origin for encoder in candidate.seeds]
     results.append(scores)
     logging.getLogger("ssl_jax").info(
-      "%14s  %s of %s: %s %% (dev %.2f, learning rate %g)",
-      encoder.name,
-      task.metric,
-      task.name,
-      _percent(scores),
+      "%14s  %s of %s: %s %% (dev %.2f)",
+      *(candidate.name, facts.metric, config.task, _percent(scores)),
       100 * scores["dev"],
-      scores["learning_rate"],
     )
   first, *others = results
+  baselines = {c.name: x for c, x in zip(candidates[1:], others)}
   result = {
-    "task": task.name,
-    "metric": task.metric,
+    "task": config.task,
+    "metric": facts.metric,
+    "higher_is_better": facts.higher_is_better,
     "profile": config.profile,
     "corpus": corpus_name(config.data),
-    "clips": {split: len(x.source.ids) for split, x in labelled.items()},
-    "guess": task.guess,
-    "encoder": encoders[0].name,
+    "clips": clips,
+    "guess": facts.guess,
+    "encoder": candidates[0].name,
     **first,
-    "baselines": {
-      encoder.name: scores for encoder, scores in zip(encoders[1:], others)
-    },
+    "baselines": baselines,
     "config": json.loads(config.to_json()),
   }
-  name = f"{task.name}-{config.profile}"
-  if encoders[0].name != "model":
-    name += "-" + re.sub(r"[:/\\]+", "-", encoders[0].name)
-  write_atomically(out / f"{name}.json", json.dumps(result, indent=2))
+  if "draws" in first:
+    result["measured"] = measure.facts
+    result["identity"] = _identity(config, measure)
+  if "draws" in first and measure.compared:
+    result["comparisons"] = {
+      name: tally.compare(first, scores) for name, scores in baselines.items()
+    }
+  name = f"{config.task}-{config.profile}"
+  seeds = len(candidates[0].seeds)
+  if seeds > 1:  # The first one's own result stays.
+    name += f"-{seeds}seeds"
+  if candidates[0].name != "model":
+    name += "-" + re.sub(r"[:/\\]+", "-", candidates[0].name)
+  write_atomically(
+    out / f"{name}.json", json.dumps(_finite(result), indent=2, allow_nan=False)
+  )
   draw(result, out / f"{name}.png")
   return result
 
 
+def _finite(value: Any) -> Any:
+  """Returns a result for JSON, in which nothing is NaN."""
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _identity(config: ConfigDict, measure: zero_shot.Measure) -> str:
+  """Returns what results share that may be compared: clips and settings."""
+  elsewhere = {"alignments", "data", "loader", "encode", "fit", "head"}
+  settings = {
+    key: value
+    for key, value in json.loads(config.to_json()).items()
+    if key not in elsewhere
+  }
+  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+  digest.update(json.dumps(measure.facts, sort_keys=True).encode())
+  for source in measure.sources.values():
+    digest.update("\0".join(source.ids).encode())
+    digest.update(np.ascontiguousarray(source.num_samples))
+  return digest.hexdigest()[:16]
+
+
 def short(result: dict[str, Any]) -> dict[str, Any]:
   """Returns what a person compares: no grid, no config."""
-  keys = ("task", "metric", "profile", "corpus", "clips", "guess", "encoder")
-  of_each = ("dev", "test", "std", "learning_rate", "seeds", "CER")
+  keys = (
+    *("task", "metric", "profile", "corpus", "clips", "guess", "encoder"),
+    *("measured", "comparisons"),
+  )
+  of_each = ("dev", "test", "std", "interval", "learning_rate", "seeds", "CER")
+  of_each += ("more", "layers", "chosen")
   return (
-    {key: result[key] for key in keys}
+    {key: result[key] for key in keys if key in result}
     | {key: result[key] for key in of_each if key in result}
     | {
       "baselines": {
@@ -129,6 +176,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def _worth(result: dict[str, Any]) -> str:
   """Returns what the test clips of a task can tell, as a line."""
+  if "interval" in result:
+    low, high = (100 * x for x in result["interval"])
+    line = f"{result['task']}: {result['encoder']} {low:.1f} to {high:.1f} %"
+    compared = result.get("comparisons")
+    return f"{line}, {_compared(result)}" if compared else line
   clips, score = result["clips"]["test"], min(0.95, max(0.05, result["test"]))
   # 95 % of the differences of two scores of equal encoders, each clip being
   # right or wrong by itself.
@@ -140,79 +192,25 @@ def _worth(result: dict[str, Any]) -> str:
   )
 
 
+def _compared(result: dict[str, Any]) -> str:
+  """Returns how a measure ranks the first encoder with each of the others."""
+  sign, parts = 1 if result["higher_is_better"] else -1, []
+  for name, found in result["comparisons"].items():
+    gain = 100 * sign * found["difference"]
+    errors = abs(found["difference"]) / max(found["std"], 1e-12)
+    if found["p"] > 0.05:
+      parts.append(f"not told apart from {name} (p = {found['p']:.2g})")
+    else:
+      parts.append(
+        f"{'better' if gain > 0 else 'worse'} than {name} by {abs(gain):.1f} "
+        f"points ({errors:.1f} standard errors)"
+      )
+  return ", ".join(parts)
+
+
 def _percent(scores: dict[str, Any]) -> str:
   spread = "" if scores["std"] is None else f" +- {100 * scores['std']:.2f}"
   return f"{100 * scores['test']:.2f}{spread}"
-
-
-def _probe_one(
-  config: ConfigDict,
-  task: Task,
-  labelled: dict[str, Labelled],
-  encoder: FrozenEncoder,
-  cache: Path,
-  by_row: Sharding,
-) -> dict[str, Any]:
-  split = {
-    name: fit.Split(
-      extract(encoder, x.source, config, task.pooled, cache, by_row), x.targets
-    )
-    for name, x in labelled.items()
-  }
-  fitted = fit.fit(
-    config,
-    task,
-    task.head,
-    split["train"],
-    split["valid"],
-    f"{task.name}, {encoder.name}",
-  )
-  mean = fitted.dev.mean(axis=0)  # Over seeds, [R].
-  best = int(np.argmax(mean if task.higher_is_better else -mean))
-  params = jax.tree.map(lambda x: x[:, best : best + 1], fitted.params)
-  predicted = fit.predictions(
-    task,
-    fit.make_predict(task, task.head),
-    params,
-    split["test"],
-    config.fit.batch_size,
-  )
-  targets = split["test"].targets
-  seeds = range(config.fit.num_seeds)
-  test = [task.score([x[s, 0] for x in predicted], targets) for s in seeds]
-  more = [
-    task.more([x[s, 0] for x in predicted], targets) if task.more else {}
-    for s in seeds
-  ]
-  weights = jax.nn.softmax(params["head"]["weighted"]["layers"][:, 0], axis=-1)
-  rates = config.fit.learning_rates
-  forward = sum(
-    encoder.flops(int(n))
-    for x in labelled.values()
-    for n in x.source.num_samples
-  )
-  return {
-    "dev": float(mean[best]),
-    "test": float(np.mean(test)),
-    "std": float(np.std(test, ddof=1)) if len(test) > 1 else None,
-    "tests": test,
-    "learning_rate": rates[best],
-    "seeds": config.fit.num_seeds,
-    "updates": config.fit.updates,
-    "normalized": config.features.normalize,
-    "flops": {
-      "features": float(forward),
-      "heads": fitted.flops * fitted.dev.size,
-    },
-    "layer_weights": np.asarray(weights).mean(axis=0).tolist(),
-    "grid": {
-      f"{rate:g}": {
-        "dev": fitted.dev[:, r].tolist(),
-        "best_at": fitted.updates[:, r].tolist(),
-      }
-      for r, rate in enumerate(rates)
-    },
-  } | {key: float(np.mean([x[key] for x in more])) for key in more[0]}
 
 
 def _open(config: ConfigDict, split: str) -> Source:

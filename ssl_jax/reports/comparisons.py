@@ -199,6 +199,20 @@ def probes(runs: Sequence[Run]) -> style.Made | None:
         np.mean([r.probes[task] for r in own]) for own in scored.values()
       ]
       axes.plot(list(scored), means, **styles[kind])
+      errors = {
+        run.params: found["std"]
+        for run in here
+        for name, found in run.measured.items()
+        if name.startswith(f"{task},")
+      }
+      axes.errorbar(
+        list(scored),
+        means,
+        [errors.get(params, 0.0) for params in scored],
+        color=styles[kind]["color"],
+        linestyle="none",
+        capsize=3,
+      )
     style.log_x(axes, style.plain, 0.5)
   style.legend(
     figure,
@@ -212,6 +226,6 @@ def probes(runs: Sequence[Run]) -> style.Made | None:
     "probes",
     "What the encoders are worth",
     f"Probe scores over model size. {count(runs, shown)}; runs of a size and "
-    "budget are averaged. Error rates (WER, PER, EER) are better low, "
-    "accuracies high.",
+    "budget are averaged. Bars: of measures, the standard error over speakers. "
+    "Error rates (WER, PER, EER, ABX) are better low, accuracies high.",
   )

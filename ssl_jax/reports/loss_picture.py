@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import one_line
@@ -51,6 +48,11 @@ def draw_losses(workdir: Path) -> Path:
   Beside the loss is its share of the loss at chance, with a healthy short run
   of the same objective behind it, where there is one of the same audio.
   """
+  # Imported late: a run begins half a second earlier.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
+
   lines = read_jsonl(workdir / "metrics.jsonl")
   config = json.loads((workdir / "config.json").read_text())
   name = config["objective"]["name"]
@@ -132,6 +134,12 @@ def curve(workdir: Path, run: str) -> dict[str, Any]:
   }
 
 
+def parts_of_time(seconds: dict[str, float]) -> str:
+  """Returns what took at least a second, the longest first, in words."""
+  parts = sorted(seconds.items(), key=lambda part: -part[1])
+  return ", ".join(f"{name} {s:,.0f} s" for name, s in parts if s >= 1)
+
+
 def summary(result: dict[str, Any]) -> str:
   """The table at the end of a run, from its JSON object."""
   first, last, best = (
@@ -146,6 +154,7 @@ def summary(result: dict[str, Any]) -> str:
     f"{result['audio_seconds'] / 3600:.3g} h of audio",
     "time": f"{result['wall_seconds']:.0f} s, of which training "
     f"{result['train_seconds']:.0f} s at {speed:.0f}x real time{mfu}",
+    "time went to": parts_of_time(result["seconds"]),
     "picture": f"{result['workdir']}/loss.png",
     "TensorBoard": f"tensorboard --logdir {result['workdir']}",
   }

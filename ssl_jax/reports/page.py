@@ -21,22 +21,17 @@ from ssl_jax.reports.cells import (
   size_name,
   slim_and_small,
 )
+from ssl_jax.reports.differences import Difference, differences
 from ssl_jax.reports.isoflop import Optimum, optima
 from ssl_jax.reports.runs import Run
 from ssl_jax.reports.style import Drawn
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _NONE = "-"  # A value that is missing.
-_TEXT = {
-  "Run",
-  "Objective",
-  "Size",
-  "Frontend",
-  "Device",
-  "Alarms",
-  "Lowest at",
-}
-_IN_CSV_LAST = ("recipe", "curve", "probes", "alarms")
+# Columns of words, set flush left.
+_TEXT = "Run,Objective,Size,Frontend,Device,Alarms,Lowest at,Measure,Better"
+_TEXT = {*_TEXT.split(","), "Other", "Verdict"}
+_IN_CSV_LAST = ("recipe", "curve", "probes", "measured", "alarms", "seconds")
 
 
 def write(
@@ -60,7 +55,8 @@ def write(
   """
   found = optima(runs)
   drawn = figures.draw(runs, found)
-  page = _render(runs, broken, found, drawn, title, price)
+  compared = differences(runs)
+  page = _render(runs, broken, found, compared, drawn, title, price)
   out.mkdir(parents=True, exist_ok=True)
   for figure in drawn:
     write_atomically(out / f"{figure.name}.png", figure.png)
@@ -85,6 +81,7 @@ def write(
       }
       for optimum in found
     ],
+    "differences": [each._asdict() for each in compared],
   }
 
 
@@ -124,6 +121,7 @@ def _render(
   runs: Sequence[Run],
   broken: dict[str, str],
   found: Sequence[Optimum],
+  compared: Sequence[Difference],
   drawn: Sequence[Drawn],
   title: str,
   price: float | None,
@@ -133,6 +131,8 @@ def _render(
     "best": _table(_best_columns(runs), _best_rows(runs)),
     "optima": _table(_optimum_columns(runs), found),
     "probes": _table(_probe_columns(runs), [r for r in runs if r.probes]),
+    "differences": _table(_difference_columns(), compared),
+    "time": _table(_time_columns(runs), [r for r in runs if r.seconds]),
     "shapes": _table(_shape_columns(runs), slim_and_small(runs)),
   }
   environment = jinja2.Environment(
@@ -215,6 +215,34 @@ def _probe_columns(runs: Sequence[Run]) -> _Columns:
   return {
     **{name: columns[name] for name in ("Run", "Objective", "Size", "FLOPs")},
     **{task: lambda r, t=task: _number(r.probes.get(t)) for task in tasks},
+  }
+
+
+def _time_columns(runs: Sequence[Run]) -> _Columns:
+  parts = dict.fromkeys(part for run in runs for part in run.seconds)
+  return {
+    "Run": lambda r: r.name,
+    "Wall, h": lambda r: _number(r.wall_hours),
+    **{p: lambda r, p=p: _part(r.seconds.get(p, 0), r) for p in parts},
+  }
+
+
+def _part(seconds: float, run: Run) -> str:
+  return f"{seconds / sum(run.seconds.values()):.1%}"
+
+
+def _difference_columns() -> _Columns:
+  return {
+    "Measure": lambda d: d.measure,
+    "Better": lambda d: d.one,
+    "Other": lambda d: d.other,
+    "Seeds": lambda d: f"{d.seeds[0]}, {d.seeds[1]}",
+    "Difference, points": lambda d: f"{100 * d.difference:+.2f}",
+    "90 % interval": lambda d: (
+      f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}"
+    ),
+    "p": lambda d: f"{d.p:.2g}",
+    "Verdict": lambda d: "real" if d.real else "cannot be told apart",
   }
 
 

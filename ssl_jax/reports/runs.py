@@ -13,15 +13,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
+from ssl_jax.budget.updates import FIRST_STAGE
 from ssl_jax.config import SIZES
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_jsonl, read_object
 from ssl_jax.knobs import ROLES, flatten
 from ssl_jax.objectives import OBJECTIVES, title
+from ssl_jax.reports import scores
 
 SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
 _FILES = {"result.json", "config.json", "metrics.jsonl"}
+_HOLD_NO_RUNS = ("checkpoints", "tensorboard", FIRST_STAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +37,13 @@ class Run:
     size: a key of SIZES, or layers x width.
     recipe: its config, less seed, budget and what cannot change the result.
     trunk_flops: of `flops`, those that another run spent for it.
+    before_hours: of `audio_hours`, those of a first stage.
     data_hours: of training audio, at most; 0: all there was.
     budget: FLOPs, the same for all runs within SAME_BUDGET.
     main: the objective's main term in validation, at the end.
     chance: the same for a guess that does not look at the clip.
+    seconds: of wall time by what they went to; {} if it is not known.
+    probes, measured: as of `scores.read`.
     curve: of each validation, (FLOPs, loss, share of chance or NaN).
   """
 
@@ -53,6 +59,7 @@ class Run:
   flops: float
   trunk_flops: float
   audio_hours: float
+  before_hours: float
   epochs: float | None
   data_hours: float
   seed: int
@@ -66,9 +73,11 @@ class Run:
   alarms: tuple[str, ...]
   train_hours: float | None
   wall_hours: float | None
+  seconds: dict[str, float]
   devices: int | None
   device_kind: str
   probes: dict[str, float]
+  measured: dict[str, dict[str, Any]]
   curve: tuple[tuple[float, float, float], ...]
 
   @property
@@ -91,8 +100,8 @@ class Run:
   @property
   def hours(self) -> float | None:
     """Hours of training audio; where it was all, those seen an epoch."""
-    seen = self.audio_hours / self.epochs if self.epochs else None
-    return self.data_hours or seen
+    own = self.audio_hours - self.before_hours
+    return self.data_hours or (own / self.epochs if self.epochs else None)
 
 
 def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
@@ -148,8 +157,7 @@ def _workdirs(folder: Path) -> Iterator[Path]:
       continue
     seen.add(real)
     if _FILES & set(files):
-      # Millions of small files may lie in these, and no run.
-      below[:] = [x for x in below if x not in ("checkpoints", "tensorboard")]
+      below[:] = [x for x in below if x not in _HOLD_NO_RUNS]
       if not _is_other_model(Path(path), set(files)):
         yield Path(path)
     below.sort()
@@ -187,12 +195,13 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
   spent = np.interp(
     [line["update"] for line in valid],
     [0, *(line["update"] for line in train)],
-    [0, *(line["flops"] for line in train)],
+    [_known(result, "before_flops") or 0, *(x["flops"] for x in train)],
   )
-  seconds, wall_seconds = (
-    _known(result, key) for key in ("train_seconds", "wall_seconds")
-  )
+  seconds = _known(result, "train_seconds")
+  wall_seconds = _known(result, "wall_seconds")
+  parts = result["seconds"] if isinstance(result.get("seconds"), dict) else {}
   frontend = str(_key(config, "frontend.name", ""))
+  probed, measured = scores.read(workdir)
   run = Run(
     name=name,
     workdir=str(workdir),
@@ -206,6 +215,7 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     flops=flops,
     trunk_flops=_known(result, "trunk_flops") or 0.0,
     audio_hours=_number(result, "audio_seconds") / 3600,
+    before_hours=(_known(result, "before_audio_seconds") or 0) / 3600,
     epochs=_known(train[-1], "epoch") if train else None,
     data_hours=float(_key(config, "data.hours", 0) or 0),
     seed=int(_key(config, "seed", 0)),
@@ -219,9 +229,11 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     alarms=tuple(map(str, result.get("alarms") or ())),
     train_hours=seconds and seconds / 3600,
     wall_hours=wall_seconds and wall_seconds / 3600,
+    seconds={k: v for k in parts if (v := _known(parts, k))},
     devices=int(_known(result, "devices") or 0) or None,
     device_kind=str(result.get("device_kind") or ""),
-    probes=_probes(workdir),
+    probes=probed,
+    measured=measured,
     curve=tuple(
       (float(f), x["loss"], _share(x, main)) for f, x in zip(spent, valid)
     ),
@@ -292,17 +304,6 @@ def _known(values: dict[str, Any], key: str) -> float | None:
 def _share(line: dict[str, Any], main: str) -> float:
   value, chance = _known(line, main), _known(line, "chance")
   return value / chance if value is not None and chance else math.nan
-
-
-def _probes(workdir: Path) -> dict[str, float]:
-  """{`task metric, profile`: score on test} of what `ssl_jax.probe` wrote."""
-  scores = {}
-  for path in sorted((workdir / "probes").glob("*.json")):
-    found = _json(workdir, f"probes/{path.name}")
-    if found.get("encoder") == "model":
-      name = f"{found['task']} {found['metric']}, {found['profile']}"
-      scores[name] = float(found["test"])
-  return scores
 
 
 def _series(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

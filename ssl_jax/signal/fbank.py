@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax import num_frames
-
 _SAMPLE_RATE = 16_000  # Hz
 HOP = 160  # Samples: 10 ms.
 _WINDOW = 400  # Samples: 25 ms.
@@ -75,15 +73,6 @@ def mfcc(
   """
   mels = log_mel(waveform, num_mel_bins)
   return _product(mels, _cepstrum_matrix(num_ceps, num_mel_bins))
-
-
-def mfcc_at_frames(waveform: jax.Array, length: jax.Array) -> jax.Array:
-  """Makes MFCC with deltas at the encoders' frames. [B, S] -> [B, T, 39].
-
-  Two MFCC frames lie in 20 ms: the first is taken, as published.
-  """
-  frames = num_frames(waveform.shape[1])
-  return mfcc_with_deltas(waveform, length)[:, : 2 * frames : 2]
 
 
 def spectrum_flops(num_samples: int, num_mel_bins: int) -> int:

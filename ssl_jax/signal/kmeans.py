@@ -1,12 +1,12 @@
-"""k-means: mini-batch search from several starts, then Lloyd over all frames.
+"""k-means: mini-batch search from the best of starts, then Lloyd on all frames.
 
 Axes: M frames, C channels, K clusters, S frames of a sample, P parts that the
 frames are shared out in, one a device. Distances are squared Euclidean.
 
-The recipe is scikit-learn's MiniBatchKMeans(max_no_improvement=100), except
-that every one of its starts is followed by a search, not the best alone, and
-that the best search is followed by passes over all frames. Nothing as large as
-[M, K], nor a second copy of the frames, is ever in memory.
+The recipe is scikit-learn's MiniBatchKMeans(n_init=20, max_no_improvement=100):
+of 20 starts the one of the lowest inertia on a sample is searched from. The
+search is followed by passes over all frames. Nothing as large as [M, K], nor a
+second copy of the frames, is ever in memory.
 """
 
 import functools
@@ -40,8 +40,18 @@ KNOBS = {
   "max_iterations": Knob(
     100, "Passes over the sampled frames, at most.", low=1, high=10**12
   ),
+  "num_inits": Knob(
+    20,
+    "Starts drawn for a search, which begins at the best of them; "
+    "scikit-learn's `n_init`.",
+    low=1,
+    high=10_000,
+  ),
   "num_restarts": Knob(
-    20, "Fits from other beginnings; the best is kept.", low=1, high=10_000
+    1,
+    "Searches, each from starts of its own; the best is kept.",
+    low=1,
+    high=10_000,
   ),
 }
 
@@ -87,6 +97,7 @@ def fit(
   num_clusters: int,
   seed: int,
   *,
+  num_inits: int,
   num_restarts: int,
   batch_frames: int,
   max_iterations: int,
@@ -99,8 +110,9 @@ def fit(
     frames: float32 [M, C], on one device or shared out by rows over several.
     num_clusters: K.
     seed: of all draws.
-    num_restarts: 1 or more searches, of which one is kept: the best on a random
-      sample of 3 max(batch_frames, K) frames, where each starts too.
+    num_inits: 1 or more starts drawn for a search, on a random sample of
+      3 max(batch_frames, K) frames; it begins at the best of them there.
+    num_restarts: 1 or more searches, of which the best on that sample is kept.
     batch_frames: frames that a search sees at a time.
     max_iterations: bound on a search in passes, M / batch_frames batches each;
       most end before.
@@ -127,7 +139,12 @@ def fit(
   sample = np.asarray(_draw_frames(frames, keys[0, 0], sample_frames))
   best = begun or Searched(0, math.inf, np.zeros(0))
   for start_key, search_key in keys[1 + best.restarts :]:
-    start = np.asarray(_start(sample, num_clusters, start_key))
+    starts = (
+      _start(sample, num_clusters, jax.random.fold_in(start_key, i))
+      for i in range(num_inits)
+    )
+    start, _ = min(starts, key=lambda start: float(start[1]))
+    start = np.asarray(start)
     found = _search(frames, start, search_key, batch_frames, max_batches)
     found = np.asarray(found)
     score = float(_improve(sample, found, 1)[0])
@@ -140,8 +157,10 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _start(sample: jax.Array, num_clusters: int, key: jax.Array) -> jax.Array:
-  """Greedy k-means++ (Arthur & Vassilvitskii, 2007). [S, C] -> [K, C].
+def _start(
+  sample: jax.Array, num_clusters: int, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Greedy k-means++ (Arthur & Vassilvitskii, 2007). [S, C] -> [K, C], inertia.
 
   A frame is drawn with probability proportional to its squared distance to the
   nearest one chosen before; of 2 + floor(ln K) such draws, the one that leaves
@@ -170,7 +189,8 @@ def _start(sample: jax.Array, num_clusters: int, key: jax.Array) -> jax.Array:
   first = jax.random.randint(jax.random.fold_in(key, 0), (1,), 0, size)
   chosen = jnp.zeros(num_clusters, jnp.int32).at[0].set(first[0])
   state = chosen, distances(first)[0]
-  return sample[jax.lax.fori_loop(1, num_clusters, choose, state)[0]]
+  chosen, closest = jax.lax.fori_loop(1, num_clusters, choose, state)
+  return sample[chosen], closest.mean()
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -1,5 +1,7 @@
 """Span masks by fairseq's convention (paper.md, "Masking")."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -66,6 +68,33 @@ def sample_spans(
   mask = (begun > ended) & (frame < length)
 
   return _lowest(keep_score, mask, _common_share(mask.sum(axis=1), num_frames))
+
+
+def most_masked(
+  max_frames: int, mask_prob: float, mask_length: int, min_masks: int
+) -> int:
+  """Returns how many frames of a row `sample_spans` masks, or a few more.
+
+  Spans at random starts leave exp(-mask_prob) of the frames; the trim to the
+  least share of a batch makes more than that rare.
+  """
+  share = 1.05 * (1 - math.exp(-mask_prob))
+  most = math.ceil(share * max_frames) + mask_length
+  return min(max_frames, max(most, min_masks * mask_length))
+
+
+def first_masked(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the places of a row's first masked frames, in order.
+
+  Args:
+    mask: bool [B, T].
+    count: M.
+
+  Returns:
+    int32 [B, M], and bool [B, M], False where a row has fewer masked frames.
+  """
+  places = jnp.argsort(~mask, axis=1, stable=True)[:, :count]
+  return places, jnp.take_along_axis(mask, places, axis=1)
 
 
 def _frame_noise(frame: jax.Array, key: jax.Array) -> jax.Array:

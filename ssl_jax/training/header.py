@@ -19,7 +19,11 @@ _MOST_EPOCHS = 100
 
 
 def facts(
-  config: ConfigDict, plan: BatchPlan, params: int, mean_update_flops: float
+  config: ConfigDict,
+  plan: BatchPlan,
+  params: int,
+  mean_update_flops: float,
+  before_flops: float = 0.0,
 ) -> dict[str, Any]:
   """Returns everything that the header states, as numbers.
 
@@ -28,6 +32,7 @@ def facts(
     plan: of the training data.
     params: of the model and its objective.
     mean_update_flops: padding included, on average over the buckets.
+    before_flops: of a first stage, and of labelling by its encoder.
   """
   updates = config.budget.updates
   schedule = make_schedule(config)
@@ -41,7 +46,8 @@ def facts(
     "fill": plan.fill,
     "shapes": plan.shapes,
     "padded_flops_per_update": mean_update_flops,
-    "flops": mean_update_flops * updates,
+    "before_flops": before_flops,
+    "flops": before_flops + mean_update_flops * updates,
     "learning_rate": {
       f"{percent}%": float(schedule(percent * updates // 100))
       for percent in (0, 25, 50, 100)
@@ -67,9 +73,13 @@ def text(header: dict[str, Any], config: ConfigDict) -> str:
     "length": f"{header['updates']:,} updates, {header['epochs']:.4g} epochs",
     "cost": f"{readable(header['flops'])}FLOP, "
     f"{readable(header['padded_flops_per_update'])}FLOP an update",
+    "first": f"{readable(header['before_flops'])}FLOP of it before these "
+    "updates, for an encoder that makes the labels",
     "learning rate": f"{rates}  (warm-up {header['warmup_updates']:,} updates)",
     "devices": f"{header['devices']} x {header['device_kind']}",
   }
+  if not header["before_flops"]:
+    del rows["first"]
   if header["epochs"] > _MOST_EPOCHS:
     rows["beware"] = (
       f"{header['epochs']:,.0f} epochs: so often, the same audio teaches little"

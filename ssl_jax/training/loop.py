@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,24 +21,41 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import alone, read_jsonl
 from ssl_jax.labelling.codebook import mfcc_codebooks
 from ssl_jax.models.backbone import compute_dtype
-from ssl_jax.objectives import inputs as inputs_lib
 from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import make_optimizer, make_schedule
 from ssl_jax.reports import loss_picture
+from ssl_jax.training import first_stage, tracking, trunk
 from ssl_jax.training import header as header_lib
-from ssl_jax.training import init_from, tracking, trunk
 from ssl_jax.training import metrics as metrics_lib
 from ssl_jax.training import step as step_lib
 from ssl_jax.training import workdir as workdir_lib
 from ssl_jax.training.alarms import Alarms
+from ssl_jax.training.clock import Clock, Meter
+from ssl_jax.training.compiled import CompiledSteps
 from ssl_jax.training.health import Health
+from ssl_jax.training.profile import Profile
 from ssl_jax.training.setup import Setup, set_up
+from ssl_jax.training.start import start
+from ssl_jax.training.word_probe import WordProbe
 
 _log = logging.getLogger("ssl_jax")
 
 
-def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
+def train(
+  config: ConfigDict,
+  workdir: Path,
+  dry_run: bool = False,
+  clock: Clock | None = None,
+  profile: Profile | None = None,
+) -> dict:
   """Trains to `budget.updates`, from wherever `workdir` stands.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    dry_run: whether to stop at the header.
+    clock: of the process, from its start; None: of this call.
+    profile: traces some updates; None: none.
 
   Returns:
     The run's JSON object (README, "What a run leaves"); for a dry run, the
@@ -49,19 +65,22 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
     UserError: for a bad config, unusable data, a workdir of another config, or
       a loss that is not finite.
   """
-  started = time.monotonic()
   tracking.names(config)
-  setup = set_up(config)
+  clock, setup = clock or Clock(), set_up(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check(config, mesh)
   config, header = setup.config, setup.header
   _log.info("%s", header_lib.text(header, config))
   if dry_run:
     return header
+  if make_objective(config).first_stage():
+    setup, stopped = first_stage.make_labels(setup, workdir, clock, train)
+    if stopped:
+      return stopped
 
   with contextlib.ExitStack() as held:
-    goes_on = f"the same command with --workdir={workdir} goes on from its "
-    held.enter_context(processes.lost_processes(goes_on + "newest checkpoint"))
+    hint = f"{workdir_lib.goes_on(workdir)} from its newest checkpoint"
+    held.enter_context(processes.lost_processes(hint))
     # A workdir is one run's, of one command at a time, and done once
     with processes.first_alone("workdir"):
       if processes.is_first() and not workdir_lib.read_result(workdir):
@@ -75,10 +94,12 @@ def train(config: ConfigDict, workdir: Path, dry_run: bool = False) -> dict:
         return result
 
       # Codebooks are fitted to the audio before training
-      codebooks = mfcc_codebooks(config, workdir, setup.train_source)
+      with clock.during("codebook"):
+        codebooks = mfcc_codebooks(config, workdir, setup.train_source)
       data = setup.identity(codebooks)
       workdir_lib.claim_data(workdir, data, config.budget.trunk)
-    return _train(setup, mesh, workdir, codebooks, started)
+    profile = profile or Profile("", workdir)
+    return _train(setup, mesh, workdir, codebooks, clock, profile, held)
 
 
 def _train(
@@ -86,96 +107,68 @@ def _train(
   mesh: Mesh,
   workdir: Path,
   codebooks: tuple[np.ndarray, ...],
-  started: float,
+  clock: Clock,
+  profile: Profile,
+  held: contextlib.ExitStack,
 ) -> dict:
   """Trains a run that is set up, in a workdir that is its own; its result."""
-  started_here = started
   config, plan, header = setup.config, setup.plan, setup.header
 
   # Model and optimizer
-  objective = make_objective(config, compute_dtype(config), codebooks)
+  objective = make_objective(config, compute_dtype(config))
   optimizer = make_optimizer(config)
   init = functools.partial(step_lib.init_state, objective, optimizer, config)
-
-  # The start: the workdir's newest checkpoint, else the trunk's at the
-  # decay, else fresh parameters.
-  by_row, replicated = sharding.by_row(mesh), sharding.replicated(mesh)
-  abstract_state = jax.eval_shape(init)
+  abstract_state = jax.eval_shape(init, jax.random.key(config.seed))
   placed = sharding.of_state(config, mesh, abstract_state)
   abstract_state = sharding.abstract(abstract_state, placed)
   checkpoints = Checkpoints(
     workdir, config.checkpoint.keep, config.checkpoint.at
   )
-  update = first_update = 0
-  if restored := checkpoints.restore_newest(abstract_state):
-    first_update = restored[0]
-    update, state, spent = restored
-    _log.info("resuming at update %d", update)
-  elif config.budget.trunk:
-    update, state, spent = trunk.restore(config, abstract_state)
-  else:
-    state = jax.jit(init, out_shardings=placed)()
-    if config.init_from:
-      state["params"] = init_from.fill(config, state["params"])
-      if "extra" in state:
-        remake = jax.jit(objective.init_extra, out_shardings=placed["extra"])
-        state["extra"] = remake(state["params"])
-    spent = {k: 0 for k in ("audio_samples", "flops", "trunk_flops")} | {
-      k: 0.0 for k in ("train_seconds", "wall_seconds")
-    }
-  started -= spent["wall_seconds"]
+
+  # Programs are compiled while the state is made, and in the first updates.
+  newest = checkpoints.latest() or 0
+  steps = CompiledSteps(
+    setup,
+    objective,
+    optimizer,
+    mesh,
+    abstract_state,
+    codebooks,
+    newest or trunk.begins(config),
+    validates=not newest,
+  )
+  held.callback(steps.close)
+  go_on = functools.partial(first_stage.go_on, setup, mesh, workdir)
+  begun = start(config, checkpoints, objective, init, abstract_state, go_on)
+  first_update, update, state, spent = begun
+  clock.go_on(spent)
   health = Health(config.optimizer.max_skipped_updates, spent.pop("health", {}))
 
-  # Every shape is compiled before the first update; none afterwards.
-  row_multiple = sharding.row_shards(mesh) * config.batch.microbatches
   share = {
-    "row_multiple": row_multiple,
+    "row_multiple": sharding.row_shards(mesh) * config.batch.microbatches,
     "num_shards": sharding.row_shards(mesh),
     "shards": sharding.my_shards(mesh),
   }
-  train_step = jax.jit(
-    step_lib.make_train_step(objective, optimizer, config, mesh),
-    in_shardings=(placed, by_row),
-    out_shardings=(placed, replicated),
-    donate_argnums=0,
-  )
-  valid_step = jax.jit(
-    step_lib.make_valid_step(objective, config, mesh),
-    in_shardings=(step_lib.model_of(placed), by_row),
-    out_shardings=replicated,
-  )
-  valid_shapes = {
-    (len(rows.clips), rows.bucket_length) for rows in setup.valid_plan
-  }
-  train_steps, valid_steps = sharding.compile_shapes(
-    [
-      (train_step, abstract_state, plan.shapes),
-      (valid_step, step_lib.model_of(abstract_state), sorted(valid_shapes)),
-    ],
-    functools.partial(inputs_lib.abstract_batch, config),
-    row_multiple,
-    by_row,
-  )
   no_sums = jax.jit(
-    lambda: jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), abstract_state["sums"]
-    ),
-    out_shardings=placed["sums"],
+    lambda: step_lib.no_sums(abstract_state), out_shardings=placed["sums"]
   )
 
   def evaluate(state: step_lib.State) -> dict[str, float]:
     sums, model = None, step_lib.model_of(state)
     for rows in setup.valid_plan:
+      with clock.during("compile"):
+        step = steps.valid(rows.bucket_length)
       batch = load_batch(
         setup.valid_source, rows, **share, labels=setup.valid_labels
       )
       batch["draw_id"] = np.maximum(batch.pop("record"), 0).astype(np.int32)
-      new = valid_steps[rows.bucket_length](model, sharding.put(batch, mesh))
+      new = step(model, sharding.put(batch, mesh))
       processes.beat()
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return step_lib.report(objective, jax.device_get(sums))
 
   # Train loop
+  probe = WordProbe(config, mesh)
   updates = config.budget.updates
   schedule = make_schedule(config)
   previous = None  # The update before and its metrics, still on the device.
@@ -228,26 +221,40 @@ def _train(
     stack.callback(batches.close)
     stack.enter_context(_resume_hint(workdir, checkpoints))
     stop = stack.enter_context(processes.StopRequest(mesh))
+    with clock.during("compile"):
+      steps.wait_where_needed()
     processes.beat()
     if not first_update:
-      values = evaluate(state)
-      writer.write(update, "valid", values)
-      progress.print(f"update {update}: valid loss {values['loss']:.4f}")
-    meter, valid_loss = metrics_lib.Meter(spent), None
+      with clock.during("eval"):
+        values = evaluate(state)
+        writer.write(update, "valid", values)
+        progress.print(f"update {update}: valid loss {values['loss']:.4f}")
+        probe.log(update, state, writer, progress)
+    steps.compile_rest()
+    clock.switch("redone" if writer.dropped > update else "train")
+    meter, valid_loss = Meter(clock, spent, update), None
     picture = loss_picture.Picture(workdir)
+    stack.enter_context(profile.among(update, updates))
 
     while update < updates:
-      with meter.waiting():
+      with clock.during("data"):
         batch = next(batches)
       del batch["record"]
       length = batch["waveform"].shape[1]
-      state, current = train_steps[length](state, sharding.put(batch, mesh))
+      with clock.during("compile"):
+        step = steps.train(length)
+      with profile.update(update + 1):
+        state, current = step(state, sharding.put(batch, mesh))
       update += 1
+      profile.after(update, state)
+      if update > writer.dropped:
+        clock.switch("train")
       spent["flops"] += setup.padded_update_flops[length]
       log_due, eval_due, checkpoint_due = (
         update % config[name].every == 0 or update == updates
         for name in ("log", "eval", "checkpoint")
       )
+      probe_due = probe.due(update, updates)
       stopping = stop.agreed() and update < updates
       checkpoint_due |= stopping or update in config.checkpoint.at
 
@@ -255,16 +262,15 @@ def _train(
       # the host, but before anything is made of the state they belong to.
       if previous is not None:
         loss = settle(*previous)
-        to_first = to_first or time.monotonic() - started_here
+        to_first = to_first or clock.of_process()
         progress.show(update - 1, loss, meter.speed(), spent["flops"])
       previous = update, current
-      if log_due or eval_due or checkpoint_due:
+      if log_due or eval_due or probe_due or checkpoint_due:
         settle(*previous)
-        to_first = to_first or time.monotonic() - started_here
+        to_first = to_first or clock.of_process()
         previous = None
       if log_due:
-        sums = jax.device_get(state["sums"])
-        values = step_lib.report(objective, sums) | {
+        values = step_lib.report(objective, jax.device_get(state["sums"])) | {
           "learning_rate": float(schedule(update - 1)),
           "epoch": update / plan.updates_per_epoch,
           "flops": spent["flops"],
@@ -272,7 +278,7 @@ def _train(
           "skipped_updates": health.skipped,
         }
         values |= objective.schedules(update - 1)
-        writer.write(update, "train", values | meter.read())
+        writer.write(update, "train", values | meter.read(update))
         raised = alarms.check(update, values)
         for name, text in raised.items():
           writer.event(update, "alarm", {"name": name}, text)
@@ -281,10 +287,10 @@ def _train(
         progress.show(
           update, values["loss"], meter.speed(), spent["flops"], line=True
         )
-        meter.restart()
+        meter.restart(update)
         if raised and config.log.stop_on_alarm:
           raise UserError(f"update {update}: {'; '.join(raised.values())}")
-      with meter.paused():
+      with clock.during("eval"):
         valid_loss = None
         if eval_due:
           values = evaluate(state)
@@ -294,9 +300,11 @@ def _train(
             valid_loss = values["loss"]
           if processes.is_first() and update < updates:
             picture.draw()
-        if checkpoint_due:
-          spent["wall_seconds"] = time.monotonic() - started
-          counters = spent | {"health": health.state}
+        if probe_due:
+          probe.log(update, state, writer, progress)
+      if checkpoint_due:
+        with clock.during("checkpoint"):
+          counters = spent | clock.counters() | {"health": health.state}
           checkpoints.save(update, state, counters, valid_loss)
       processes.beat()
       if stopping:
@@ -304,8 +312,8 @@ def _train(
         if stop.interrupted:
           raise KeyboardInterrupt
         progress.print(
-          f"stopped at update {update} of {updates}: the same command with "
-          f"--workdir={workdir} goes on"
+          f"stopped at update {update} of {updates}: "
+          + workdir_lib.goes_on(workdir)
         )
         return {
           "workdir": str(workdir),
@@ -313,10 +321,12 @@ def _train(
           "preempted": True,
         }
 
+    spent |= clock.counters()
     writer.finish({"updates": update, "valid_loss": valid_loss, **spent})
+    clock.switch("checkpoint")  # Those that are still being written.
 
   # Report
-  spent["wall_seconds"] = time.monotonic() - started
+  spent |= clock.counters()
   result = workdir_lib.make_result(
     workdir, header, update, spent, health.skipped, to_first
   )
@@ -335,6 +345,6 @@ def _resume_hint(workdir: Path, checkpoints: Checkpoints) -> Iterator[None]:
   except KeyboardInterrupt:
     checkpoints.wait()
     raise KeyboardInterrupt(
-      f"interrupted; the same command with --workdir={workdir} goes on from "
-      f"update {checkpoints.latest() or 0}"
+      f"interrupted; {workdir_lib.goes_on(workdir)} from update "
+      f"{checkpoints.latest() or 0}"
     ) from None

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from ssl_jax import SAMPLE_RATE
 from ssl_jax.budget.flops import readable
 from ssl_jax.errors import UserError
 from ssl_jax.files import named, read_jsonl, write_atomically
@@ -35,6 +33,9 @@ class MetricsWriter:
   Opened at the update a run resumes from: what an earlier process wrote after
   that update is dropped, as it will be computed again. One process of a run
   does so; the writers of the others are not `active`.
+
+  Attributes:
+    dropped: the last update of which a line was dropped; 0: there is none.
   """
 
   def __init__(
@@ -54,15 +55,16 @@ class MetricsWriter:
       active: whether this process writes.
       config: of the run.
     """
-    self._active = active
+    self._active, self.dropped = active, 0
     if not active:
       return
     self._trackers = tracking.Trackers(config, workdir)
     path = workdir / "metrics.jsonl"
     kept = []
     if update:
-      kept = read_jsonl(path)
-      kept = [x for x in kept if x.get("update", math.inf) <= update]
+      lines = read_jsonl(path)
+      kept = [x for x in lines if x.get("update", math.inf) <= update]
+      self.dropped = max((x.get("update", 0) for x in lines), default=0)
     else:
       _keep_lost(path, begin + 2 * config.checkpoint.every)
     text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -221,56 +223,3 @@ class Progress:
     """Leaves the bar where it is."""
     if self._bar is not None:
       self._bar.close()
-
-
-class Meter:
-  """Seconds of training since the last line of metrics, and what they did."""
-
-  def __init__(self, spent: dict[str, Any]):
-    self._spent = spent
-    self.restart()
-
-  def restart(self) -> None:
-    """Begins a new line."""
-    self._start = self._charged = time.monotonic()
-    self._waited, self._updates = 0.0, 0
-    self._before = dict(self._spent)
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Around the wait for the next batch."""
-    before = time.monotonic()
-    yield
-    self._waited += time.monotonic() - before
-    self._updates += 1
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Around what is not training."""
-    self._charge()
-    before = time.monotonic()
-    yield
-    self._start += time.monotonic() - before
-    self._charged = time.monotonic()
-
-  def speed(self) -> float:
-    """Seconds of audio trained on a second."""
-    samples = self._spent["audio_samples"] - self._before["audio_samples"]
-    return samples / SAMPLE_RATE / (time.monotonic() - self._start)
-
-  def read(self) -> dict[str, float]:
-    """The timing fields of a line of metrics."""
-    self._charge()
-    seconds = self._charged - self._start
-    flops = self._spent["flops"] - self._before["flops"]
-    return {
-      "audio_seconds_per_second": self.speed(),
-      "flops_per_second": flops / seconds,
-      "update_seconds": seconds / self._updates,
-      "data_wait_fraction": self._waited / seconds,
-    }
-
-  def _charge(self) -> None:
-    now = time.monotonic()
-    self._spent["train_seconds"] += now - self._charged
-    self._charged = now

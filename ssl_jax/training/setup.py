@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE, optimizers
+from ssl_jax import SAMPLE_RATE, objectives, optimizers
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.config import validate
 from ssl_jax.data.batch_plan import BatchPlan, valid_batches
@@ -52,6 +52,26 @@ class Setup(NamedTuple):
   padded_update_flops: dict[int, int]
   header: dict[str, Any]
 
+  @property
+  def num_samples(self) -> int:
+    """The samples of all clips."""
+    return _num_samples(self.train_source, self.valid_source)
+
+  def with_labels(self, made: dict[tuple[str, int], Path]) -> "Setup":
+    """Returns the setup with labels that its first stage made.
+
+    Args:
+      made: the folder of each.
+    """
+    opened = [
+      _open_labels(self.config, split, source, made)
+      for split, source in (
+        ("train", self.train_source),
+        ("valid", self.valid_source),
+      )
+    ]
+    return self._replace(train_labels=opened[0], valid_labels=opened[1])
+
   def identity(self, codebooks: Sequence[np.ndarray]) -> dict[str, Any]:
     """Returns all that tells clips and labels from others, as JSON.
 
@@ -81,6 +101,7 @@ def set_up(config: ConfigDict) -> Setup:
   """
   validate(config)
   config = init_from.adopt(config)
+  objectives.check(config)  # Of an architecture that may be another now.
   config = updates_lib.match(config)
   train_source = open_source(config.data, "train")
   valid_source = open_source(config.data, "valid")
@@ -111,10 +132,15 @@ def set_up(config: ConfigDict) -> Setup:
     share * padded_update_flops[length]
     for (_, length), share in zip(plan.shapes, plan.shares)
   )
-  config = updates_lib.resolve(config, mean_update_flops)
+  samples = _num_samples(train_source, valid_source)
+  config = updates_lib.resolve(config, mean_update_flops, samples)
+  updates_lib.check_first_stage(config, mean_update_flops)
   if config.budget.trunk:
     trunk.check(config)
-  header = header_lib.facts(config, plan, num_params(config), mean_update_flops)
+  before = updates_lib.before_flops(config, samples)
+  header = header_lib.facts(
+    config, plan, num_params(config), mean_update_flops, before
+  )
   return Setup(
     config,
     train_source,
@@ -128,11 +154,31 @@ def set_up(config: ConfigDict) -> Setup:
   )
 
 
+def _num_samples(*sources: Source) -> int:
+  return int(sum(np.sum(source.num_samples) for source in sources))
+
+
 def _open_labels(
-  config: ConfigDict, split: str, source: Source
+  config: ConfigDict,
+  split: str,
+  source: Source,
+  made: dict[tuple[str, int], Path] | None = None,
 ) -> list[LabelSet]:
-  """Opens the stored label sets of a source, checked against it."""
-  stored = make_objective(config).stored_labels()
+  """Opens the stored label sets of a source, checked against it.
+
+  Args:
+    config: of the run.
+    split: "train" or "valid".
+    source: of its clips.
+    made: folders of the labels that a first stage makes; None: they may not be
+      there yet, and are left out.
+  """
+  objective = make_objective(config)
+  stored = objective.stored_labels()
+  if stage := objective.first_stage():
+    own = dict.fromkeys(stage.makes) if made is None else made
+    stored = [(own.get(one, one[0]), one[1]) for one in stored]
+    stored = [one for one in stored if one[0] is not None]
   if "" in dict(stored):
     raise UserError(
       f"config.{config.objective.name}.labels is empty: give the folder of "

@@ -43,9 +43,18 @@ def init_state(
   objective: Objective,
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
+  seed_key: jax.Array | None = None,
 ) -> State:
-  """Makes fresh parameters, optimizer state and extra state; jittable."""
-  key = _key(config.seed, _INIT)
+  """Makes fresh parameters, optimizer state and extra state; jittable.
+
+  Args:
+    objective: of the run.
+    optimizer: of the run.
+    config: of the run.
+    seed_key: of the seed, where programs of all seeds are to be one; None: made
+      of the config's.
+  """
+  key = _key(seed_key, config, _INIT)
   totals, params = init_params(objective, config, key)
   extra = objective.init_extra(params)
   return ({"extra": extra} if extra else {}) | {
@@ -66,20 +75,21 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
   mesh: Mesh | None = None,
+  seed_key: jax.Array | None = None,
 ) -> Callable[[State, dict], tuple[State, dict]]:
   """Returns `step(state, batch) -> (state, metrics)`.
 
   The metrics: loss, grad_norm, param_norm, audio_samples. An update whose loss
   or gradient norm is not finite is skipped: parameters, moments, extra state
   and sums stay, the counts of updates go on. It runs on `mesh`; None: JAX's
-  default device.
+  default device. `seed_key` is as of `init_state`.
   """
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
   # XLA's CPU convolutions are some 100 times slower inside a loop.
   unroll = mesh.devices.flat[0].platform == "cpu"
 
   def train_step(state: State, batch: dict) -> tuple[State, dict]:
-    key = jax.random.fold_in(_key(config.seed, _TRAIN), state["update"])
+    key = jax.random.fold_in(_key(seed_key, config, _TRAIN), state["update"])
     extra = state.get("extra")
     whole = sharding.gather(config, mesh, extra) if extra else extra
     with sharding.suit(mesh):
@@ -162,7 +172,8 @@ def make_valid_step(
   mesh = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
 
   def valid_step(model: dict, batch: dict) -> dict:
-    extra, key = model.get("extra"), _key(_VALID_SEED, _VALID)
+    extra = model.get("extra")
+    key = jax.random.fold_in(jax.random.key(_VALID_SEED), _VALID)
     with sharding.suit(mesh):
       inputs = prepare(objective, config, batch, key, extra) | beside(extra)
       counts = _floats(objective.counts(inputs))
@@ -170,6 +181,11 @@ def make_valid_step(
     return {name: (totals[name], counts[name]) for name in counts}
 
   return valid_step
+
+
+def no_sums(state: State) -> dict:
+  """Returns the sums of a state before any update."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state["sums"])
 
 
 def model_of(state: State) -> dict[str, Any]:
@@ -258,5 +274,9 @@ def _floats(tree: Any) -> Any:
   return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
 
-def _key(seed: int, purpose: int) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), purpose)
+def _key(
+  seed_key: jax.Array | None, config: ConfigDict, purpose: int
+) -> jax.Array:
+  if seed_key is None:
+    seed_key = jax.random.key(config.seed)
+  return jax.random.fold_in(seed_key, purpose)

@@ -20,6 +20,7 @@ from ssl_jax.budget.flops import readable
 from ssl_jax.config import override
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl, read_object
+from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.training import trunk
 from ssl_jax.training.setup import set_up
@@ -95,6 +96,9 @@ def _group(
   try:
     if shared:
       _, smallest = configure(budgets[-1], [])
+      # A first stage is of one budget, and so are its labels.
+      shared = not make_objective(smallest.config).first_stage()
+    if shared:
       warmup = max(1, schedule_lib.warmup_updates(smallest.config))
       fixed += [
         f"optimizer.warmup_updates={warmup}",

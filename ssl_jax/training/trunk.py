@@ -48,6 +48,11 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def begins(config: ConfigDict) -> int:
+  """Returns the update that a run without a checkpoint begins at."""
+  return branch_update(config) if config.budget.trunk else 0
+
+
 def restore(config: ConfigDict, abstract_state: Any) -> tuple[int, Any, dict]:
   """Reads (update, state, counters) that the run of `config` goes on from."""
   update = branch_update(config)

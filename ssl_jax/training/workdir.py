@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import ssl_jax
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
+from ssl_jax.budget.updates import FIRST_STAGE, is_first_stage
 from ssl_jax.devices import chips
 from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl, read_object, write_atomically
@@ -133,6 +134,12 @@ def _check_same(old: dict, config: ConfigDict, workdir: Path) -> None:
   )
 
 
+def goes_on(workdir: Path) -> str:
+  """Returns the words for how a run in a folder goes on."""
+  given = workdir.parent if is_first_stage(workdir) else workdir
+  return f"the same command with --workdir={given} goes on"
+
+
 def make_result(
   workdir: Path,
   header: dict[str, Any],
@@ -151,6 +158,8 @@ def make_result(
     skipped: updates whose loss was not finite.
     to_first: seconds to this process's first update.
   """
+  before = header["before_flops"]
+  first = (read_result(workdir / FIRST_STAGE) or {}) if before else {}
   lines = read_jsonl(workdir / "metrics.jsonl")
   valid = [line["loss"] for line in lines if line["split"] == "valid"]
   peak = chips.peak_flops_per_second(header["device_kind"])
@@ -160,6 +169,8 @@ def make_result(
     "flops": spent["flops"],
     "trunk_flops": spent["trunk_flops"],
     "audio_seconds": spent["audio_samples"] / SAMPLE_RATE,
+    "before_flops": before,
+    "before_audio_seconds": first.get("audio_seconds", 0.0),
     "params": header["params"],
     "first_valid_loss": valid[0] if valid else None,
     "valid_loss": valid[-1] if valid else None,
@@ -168,6 +179,7 @@ def make_result(
     "alarms": [line["name"] for line in lines if line["split"] == "alarm"],
     "wall_seconds": spent["wall_seconds"],
     "train_seconds": spent["train_seconds"],
+    "seconds": spent["seconds"],
     "first_update_seconds": to_first,
     "mfu": peak
     and spent["flops"] / spent["train_seconds"] / peak / header["devices"],

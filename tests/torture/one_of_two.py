@@ -1,5 +1,7 @@
 """A process of a tiny run of two: 1 may fail to read, 0 may keep it waiting.
 
+With `stages` for a fault there is none: they train an encoder for their labels.
+
 python one_of_two.py WORKDIR HOST:PORT ID FAULT
 """
 
@@ -7,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tiny import tiny
+from tiny import staged, tiny
 
 from ssl_jax import cli
 from ssl_jax.checkpoints import manager
@@ -38,7 +40,8 @@ def main(workdir: str, coordinator: str, process: str, fault: str) -> dict:
     return fit(*args)
 
   loop.mfcc_codebooks = late
-  return loop.train(tiny(6), Path(workdir))
+  config = staged() if fault == "stages" else tiny(6)
+  return loop.train(config, Path(workdir))
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ def jobs(tmp_path_factory):
   encoder = finished_run(tiny(4))
   source = embedded.open_split(tiny().data, "train")
   (folder / "audio").mkdir()
-  for i in range(len(source.ids)):
+  for i in range(0, len(source.ids), 7):
     audio = source.read(i, 0, int(source.num_samples[i]))
     for copy in range(20):
-      name = folder / "audio" / f"{i:03}-{copy:02}.wav"
+      name = folder / "audio" / f"{i:04}-{copy:02}.wav"
       soundfile.write(name, audio, 16_000, "PCM_16")
   of_encoder = f"--checkpoint={encoder}"
   return {
@@ -97,6 +97,22 @@ def jobs(tmp_path_factory):
       ],
       of_run,
       ("*.orbax-checkpoint-tmp*", "*tmp"),
+    ),
+    # An encoder for its labels, the labels, and then the run.
+    "main in stages": Job(
+      [
+        *SMALL,
+        "--config.hubert.labels=self",
+        "--config.hubert.clusters=(20,)",
+        "--config.budget.flops=3.5e10",
+        "--config.log.every=7",
+        "--config.eval.every=20",
+        "--config.checkpoint.every=5",
+        "--config.loader.num_workers=1",
+        "--workdir={}",
+      ],
+      of_run,
+      ("*.orbax-checkpoint-tmp*", "*tmp", "*.part"),
     ),
     "label": Job(
       [
@@ -134,12 +150,12 @@ def jobs(tmp_path_factory):
         "--config=configs/isoflop.py:scale=smoke",
         "--config.size=('2x32x64x4','2x48x64x4')",
         "--config.flops=(3e9,9e9)",
-        "--set=hubert.clusters=(20,)",
-        "--set=kmeans.num_restarts=1",
-        "--set=batch.seconds=4.0",
-        "--set=data.bucket_seconds=(0.8,1.6)",
-        "--set=log.every=2",
-        "--set=checkpoint.every=3",
+        "--config.hubert.clusters=(20,)",
+        "--config.kmeans.num_restarts=1",
+        "--config.batch.seconds=4.0",
+        "--config.data.bucket_seconds=(0.8,1.6)",
+        "--config.log.every=2",
+        "--config.checkpoint.every=3",
         "--workdir={}",
       ],
       of_sweep,
@@ -152,7 +168,7 @@ def start(verb: str, job: Job, folder: Path, log: Path) -> subprocess.Popen:
   command = [arg.replace("{}", str(folder)) for arg in job.command]
   with log.open("a") as file:
     return subprocess.Popen(
-      [sys.executable, "-m", f"ssl_jax.{verb}", *command],
+      [sys.executable, "-m", f"ssl_jax.{verb.partition(' ')[0]}", *command],
       cwd=ROOT,
       stdout=file,
       stderr=file,
@@ -196,7 +212,9 @@ def kill(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["main", "label", "prepare", "probe", "sweep"])
+@pytest.mark.parametrize(
+  "verb", ["main", "main in stages", "label", "prepare", "probe", "sweep"]
+)
 def test_a_command_killed_at_any_moment_ends_as_if_it_never_was(
   jobs, tmp_path, verb, pytestconfig, record_property
 ):

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import finished_run, free_port, reproducible, tiny
+from tiny import finished_run, free_port, reproducible, staged, tiny
 
-from ssl_jax.files import alone
+from ssl_jax.files import alone, read_object
+from ssl_jax.training import loop
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -57,6 +58,20 @@ def test_what_the_first_does_alone_is_waited_for(trained, tmp_path):
   assert [x["update"] for x in reproducible(workdir)] == [
     x["update"] for x in reproducible(trained)
   ]
+
+
+def test_two_label_their_own_audio_as_one_does(tmp_path):
+  workdir = tmp_path / "run"
+  for status, err in run_two(workdir, "stages"):
+    assert status == 0, err
+  loop.train(staged(), tmp_path / "one")
+  for part in ".", "first":
+    ours = reproducible(workdir / part)
+    theirs = reproducible(tmp_path / "one" / part)
+    assert [x["update"] for x in ours] == [x["update"] for x in theirs]
+    assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=2e-3)
+  result = read_object(workdir / "result.json")
+  assert result["flops"] == read_object(tmp_path / "one/result.json")["flops"]
 
 
 def test_a_checkpoint_torn_for_one_is_passed_over_by_both(trained, tmp_path):

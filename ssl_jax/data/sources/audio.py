@@ -12,6 +12,7 @@ import soxr
 
 from ssl_jax import SAMPLE_RATE
 from ssl_jax.data.sources import links
+from ssl_jax.data.sources.streams import Stream, open_stream
 
 # Headers may promise a little more than the file holds (MP3 lengths are
 # sometimes estimates); what is missing beyond this counts as damage.
@@ -53,6 +54,7 @@ _FOREIGN = (
   (0, b"MAC ", "Monkey's Audio"),
   (0, b"TTA1", "True Audio"),
   (0, b"wvpk", "WavPack"),
+  (28, b"\x7fFLAC", "FLAC in Ogg"),
   *((0, bytes((0xFF, byte)), "AAC") for byte in (0xF0, 0xF1, 0xF8, 0xF9)),
 )
 _START = 64
@@ -76,7 +78,7 @@ def probe(path: str | bytes) -> int:
   return sum(_probe(stream) for stream in links.split(path) or [path])
 
 
-def _probe(path: str | bytes) -> int:
+def _probe(path: str | bytes | Stream) -> int:
   with _open(path) as file:
     if file.frames and file.format != "OGG":  # OGG: the last page says.
       tail = round(_TOLERANCE_SECONDS * file.samplerate)
@@ -87,6 +89,11 @@ def _probe(path: str | bytes) -> int:
   if not num_samples:
     raise DamagedAudio("no samples")
   return num_samples
+
+
+def _length(stream: Stream) -> int:
+  with _open(stream) as file:
+    return length_at_16k(file.frames, file.samplerate)
 
 
 def sample_rate(path: str | bytes) -> int:
@@ -120,7 +127,7 @@ def read(
     return _read(path, start, num_samples, channel)
   parts, begin, end = [], 0, start + num_samples
   for stream in streams:
-    length = _probe(stream)
+    length = _length(stream)
     first, last = max(start, begin), min(end, begin + length)
     if first < last:
       parts.append(_read(stream, first - begin, last - first, channel))
@@ -131,7 +138,7 @@ def read(
 
 
 def _read(
-  path: str | bytes, start: int, num_samples: int, channel: int | None
+  path: str | bytes | Stream, start: int, num_samples: int, channel: int | None
 ) -> np.ndarray:
   with _open(path) as file:
     if channel is not None and channel >= file.channels:
@@ -252,12 +259,13 @@ def _read_native(
 
 
 @contextlib.contextmanager
-def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
+def _open(path: str | bytes | Stream) -> Iterator[soundfile.SoundFile]:
   """The file, open; whatever fails inside is a `DamagedAudio`."""
-  content = isinstance(path, bytes)
+  file = path.file if isinstance(path, Stream) else path
+  content = isinstance(file, bytes)
   try:
     # Maybe not UTF-8.
-    name = io.BytesIO(path) if content else os.fsencode(path)
+    name = io.BytesIO(file) if content else os.fsencode(file)
   except UnicodeEncodeError as error:
     raise DamagedAudio("no file has such a name") from error
   if not content and not os.path.isfile(name):  # A FIFO would be waited for.
@@ -265,17 +273,20 @@ def _open(path: str | bytes) -> Iterator[soundfile.SoundFile]:
       "no such file" if not os.path.exists(name) else "no file"
     )
   try:
-    with _File(name) as file:
-      if file.frames > 1 << 48:
+    with contextlib.ExitStack() as stack:
+      if isinstance(path, Stream):
+        name = stack.enter_context(open_stream(path))
+      opened = stack.enter_context(_File(name))
+      if opened.frames > 1 << 48:
         raise DamagedAudio("its header gives no length; encode it again")
-      if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise DamagedAudio(f"a sample rate of {file.samplerate} Hz")
-      yield file
+      if not RATES[0] <= opened.samplerate <= RATES[1]:
+        raise DamagedAudio(f"a sample rate of {opened.samplerate} Hz")
+      yield opened
   except TypeError as error:  # Headerless, by its name.
     raise DamagedAudio("raw samples, without a header") from error
   except soundfile.SoundFileError as error:
     reason = getattr(error, "error_string", "").rstrip(".")
-    raise DamagedAudio(_why(path, reason)) from error
+    raise DamagedAudio(_why(file, reason)) from error
 
 
 def _why(path: str | bytes, reason: str) -> str:

@@ -1,107 +1,69 @@
-"""Streams that follow one another in a file, and lengths that it does not give.
+"""Streams of a file that libsndfile would not read to their ends by itself.
 
 Chained Ogg and `cat a.mp3 b.mp3` are good files, of which libsndfile reads the
-first stream. And MP3 has no length but in a frame that most encoders put first
-(Xing's; pipes and ffmpeg's `-write_xing 0` leave it out), without which
-libsndfile takes the first frame's bit rate for that of all.
+first stream. MP3s may lack their length (`mpeg.py`), and so may whatever was
+written to a pipe (`piped.py`).
 """
 
+import functools
 import io
-import itertools
 import os
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+import stat
+from collections.abc import Sequence
+from typing import BinaryIO
 
-# MPEG layer III has kbit/s by version and field, and Hz by field.
-_BIT_RATES = {
-  1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-  2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_RATES = (44_100, 48_000, 32_000)
-_SLACK = 2  # Frames by which encoders differ in counting them.
-_HIGHEST = 14 << 4  # A header's field for the highest bit rate.
-_HEAD = 1 << 16  # Bytes in which a stream's first frame, or last page, lies.
-_SMALL = 1 << 23  # Bytes of Ogg that are looked through.
-_DELAY = 529  # Samples that a decoder of layer III is late.
+from ssl_jax.data.sources import mpeg, piped
+from ssl_jax.data.sources.streams import Pieces, Stream
+
+_BLOCK = 1 << 16  # Bytes that are searched at a time.
 
 
-class _Frame(NamedTuple):
-  """An MPEG frame: its place and bytes, and what is one in a whole stream."""
-
-  place: int
-  size: int
-  kind: tuple[int, int, bool]  # Version (1, 2), Hz, mono.
-
-
-class _Info(NamedTuple):
-  """A stream as its first frame tells it: frames without it, bytes with it."""
-
-  frames: int
-  size: int
-
-
-def split(file: str | bytes) -> list[bytes]:
+def split(file: str | bytes) -> list[Stream]:
   """Returns the streams of a file, each to be decoded alone and then joined.
 
   Each has its true length in its header. None are returned of a file that is
-  to be decoded as it is: of one stream with its length, or neither MP3 nor Ogg.
+  to be decoded as it is: one stream with its length.
 
   Args:
     file: a path, or as bytes a file's content.
   """
+  layout: Sequence[Pieces]
   if isinstance(file, bytes):
-    return [] if _is_plain(io.BytesIO(file), len(file)) else _split(file)
-  try:
-    name = os.fsencode(file)
-    if not os.path.isfile(name):  # A FIFO would be waited for.
-      return []
-    with open(name, "rb") as opened:
-      if _is_plain(opened, os.fstat(opened.fileno()).st_size):
+    layout = _find(io.BytesIO(file), len(file))
+  else:
+    try:
+      name = os.path.abspath(os.fsencode(file))
+      facts = os.stat(name)
+      if not stat.S_ISREG(facts.st_mode):  # A FIFO would be waited for.
         return []
-      opened.seek(0)
-      return _split(opened.read())
-  except (OSError, ValueError):
-    return []  # Whoever decodes it says what is wrong.
+      layout = _find_in(name, facts.st_size, facts.st_mtime_ns)
+    except (OSError, ValueError):
+      return []  # Whoever decodes it says what is wrong.
+  return [Stream(file, pieces) for pieces in layout]
 
 
-def _is_plain(file: BinaryIO, size: int) -> bool:
-  """Tells, from little of a file, that it is one stream with its length."""
-  start = file.read(10)
-  if start[:4] == b"OggS":
-    if size <= _SMALL:
-      return False  # It is looked through.
-    start += file.read(_HEAD)
-    file.seek(size - _HEAD)
-    last = file.read()
-    last = last[max(0, last.rfind(b"OggS")) :]
-    return start[14:18] == last[14:18]  # The streams' serial numbers.
-  tagged = start[:3] == b"ID3" and len(start) == 10
-  if not tagged and not _header(start[:4]):
-    return True
-  file.seek(place := _after_tag(start, 0) if tagged else 0)
-  start = file.read(_HEAD)
-  first = next(_frames(start), None)
-  if start[:4] == b"fLaC" or not first:
-    return True  # A tag before something that is no MP3.
-  info = _info(start, first)
-  if not info:
-    return False
-  # Behind a stream there is nothing, or a tag. Cut short, it has its length.
-  end = place + first.place + info.size
-  if end >= size:
-    return True
-  file.seek(end)
-  return not _has_frames(file.read())
+# Every crop asks, and for some files' answers they are read whole. An answer
+# takes some 500 bytes, and each worker process has its own.
+@functools.lru_cache(maxsize=1 << 14)
+def _find_in(name: bytes, size: int, changed: int) -> tuple[Pieces, ...]:
+  """The streams of a file, as it was when it `changed`."""
+  with open(name, "rb") as file:
+    return tuple(_find(file, size))
 
 
-def _split(content: bytes) -> list[bytes]:
-  return _ogg(content) if content[:4] == b"OggS" else _mpeg(content)
+def _find(file: BinaryIO, size: int) -> list[Pieces]:
+  start = file.read(4)
+  if start == b"OggS":
+    return _ogg(file, size)
+  return piped.streams(file, size) or mpeg.streams(file, size)
 
 
-def _ogg(content: bytes) -> list[bytes]:
+def _ogg(file: BinaryIO, size: int) -> list[Pieces]:
+  """Cuts where streams begin; only the heads of pages are looked at."""
   begins, place, beginning = [], 0, False
-  while (place := content.find(b"OggS", place)) >= 0:
-    head = content[place : place + 27]
+  while (place := _next_page(file, place)) < size:
+    file.seek(place)
+    head = file.read(27 + 255)
     if len(head) < 27:
       break
     # Streams that play at once begin with a page each, one after the other.
@@ -109,123 +71,21 @@ def _ogg(content: bytes) -> list[bytes]:
     if first and not beginning:
       begins.append(place)
     beginning = first
-    table = content[place + 27 : place + 27 + head[26]]
+    table = head[27 : 27 + head[26]]
     place += 27 + len(table) + sum(table)
-  ends = [*begins[1:], len(content)]
-  return [content[a:b] for a, b in zip(begins, ends)] if ends[1:] else []
+  ends = [*begins[1:], size]
+  return [((a, b),) for a, b in zip(begins, ends)] if ends[1:] else []
 
 
-def _mpeg(content: bytes) -> list[bytes]:
-  streams: list[list[_Frame]] = []
-  for frame in _frames(content):
-    if (
-      not streams or frame.kind != streams[-1][0].kind or _info(content, frame)
-    ):
-      streams.append([])
-    streams[-1].append(frame)
-  info = streams and _info(content, streams[0][0])
-  if info and len(streams) == 1 and len(streams[0]) <= info.frames + _SLACK:
-    return []
-  return [_with_length(content, stream) for stream in streams]
-
-
-def _has_frames(content: bytes) -> bool:
-  """Tells whether more MPEG frames are there than chance, or a torn end."""
-  return len([*itertools.islice(_frames(content), _SLACK + 1)]) > _SLACK
-
-
-def _with_length(content: bytes, stream: list[_Frame]) -> bytes:
-  """The stream, behind a first frame that tells its length."""
-  bodies = [content[f.place : f.place + f.size] for f in stream]
-  info = _info(content, stream[0])
-  if info and abs(info.frames + 1 - len(stream)) <= _SLACK:
-    return b"".join(bodies)
-  if info and len(stream) > 1:
-    bodies = bodies[1:]
-  audio = b"".join(bodies)
-  head = bytearray(audio[:4])
-  head[1] |= 1  # No checksum.
-  head[2] = head[2] & ~0xF2 | _HIGHEST  # Room enough, and no padding.
-  size = _header(bytes(head))[0]
-  version, _, mono = stream[0].kind
-  # libmpg123 drops its decoder's delay where the length is known. For no audio
-  # to be lost, a silent frame is put before, and that is dropped.
-  samples = 1_152 // version
-  audio = bytes(head).ljust(size, b"\0") + audio
-  body = bytes(head) + bytes(_side(version, mono)) + b"Xing"
-  for value in (3, len(bodies) + 1, size + len(audio)):
-    body += value.to_bytes(4, "big")
-  # LAME's fields: the samples before and behind the audio, 12 bits each.
-  body += b"LAME3.100".ljust(21, b"\0") + (
-    samples - _DELAY << 12 | _DELAY
-  ).to_bytes(3, "big")
-  return body.ljust(size, b"\0") + audio
-
-
-def _frames(content: bytes, place: int = 0) -> Iterator[_Frame]:
-  """Yields the MPEG frames from a place on, tags and torn bytes left out."""
-  previous = None
-  while place + 4 <= len(content):
-    head = content[place : place + 10]
-    if head[:3] == b"ID3" and len(head) == 10:
-      place = _after_tag(content, place)
-      continue
-    found = _header(head[:4])
-    # Among other bytes, a header alone may be chance.
-    if found and previous != place:
-      after = content[place + found[0] : place + found[0] + 4]
-      following = _header(after)
-      if after and not (following and following[1] == found[1]):
-        found = None
-    if found and place + found[0] <= len(content):
-      yield _Frame(place, *found)
-      place += found[0]
-      previous = place
-      continue
-    place = content.find(b"\xff", place + 1)
-    if place < 0:
-      return
-
-
-def _after_tag(content: bytes, place: int) -> int:
-  """Returns where an ID3 tag ends, whose size is in bytes of seven bits."""
-  sizes = [byte & 0x7F for byte in content[place + 6 : place + 10]]
-  return place + 10 + sum(s << 7 * i for i, s in enumerate(reversed(sizes)))
-
-
-def _header(head: bytes) -> tuple[int, tuple[int, int, bool]] | None:
-  """Bytes and kind of the frame of layer III with this header, if it is one."""
-  if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-    return None
-  division = {3: 1, 2: 2, 0: 4}.get(head[1] >> 3 & 3)
-  bit_rate, rate = head[2] >> 4, head[2] >> 2 & 3
-  if not division or bit_rate in (0, 15) or rate == 3:
-    return None
-  version = min(division, 2)
-  hertz = _RATES[rate] // division
-  size = 144_000 // version * _BIT_RATES[version][bit_rate] // hertz
-  return size + (head[2] >> 1 & 1), (version, hertz, head[3] >> 6 == 3)
-
-
-def _info(content: bytes, frame: _Frame) -> _Info | None:
-  """Reads a frame of Xing's or VBRI's kind, if it is one with both numbers."""
-  body = content[frame.place : frame.place + min(frame.size, 64)]
-  version, _, mono = frame.kind
-  checksum = 0 if body[1] & 1 else 2
-  for start in {4 + _side(version, mono), 4 + _side(version, mono) + checksum}:
-    if body[start : start + 4] in (b"Xing", b"Info"):
-      says = body[start + 4 : start + 16]
-      frames, size = says[4:8], says[8:12]
-      break
-  else:
-    if body[36:40] != b"VBRI":
-      return None
-    says, frames, size = b"\0\0\0\3", body[50:54], body[46:50]
-  if says[3] & 3 != 3:
-    return None
-  return _Info(int.from_bytes(frames, "big"), int.from_bytes(size, "big"))
-
-
-def _side(version: int, mono: bool) -> int:
-  """Bytes between a frame's header and Xing's name: its side information."""
-  return {1: 32, 2: 17}[version] if not mono else {1: 17, 2: 9}[version]
+def _next_page(file: BinaryIO, place: int) -> int:
+  """Returns where a page begins, from a place on, or else the file's end."""
+  file.seek(place)
+  block = file.read(4)
+  while len(block) >= 4:
+    if (offset := block.find(b"OggS")) >= 0:
+      return place + offset
+    # The name may lie across two blocks.
+    place += len(block) - 3
+    file.seek(place)
+    block = file.read(_BLOCK)
+  return place + len(block)

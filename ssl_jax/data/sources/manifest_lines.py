@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ssl_jax.data.sources.source import LISTS
 from ssl_jax.errors import UserError, one_line
 
 # Keys of a clip's file, of its name, and of what is known of it: ours, then
@@ -93,7 +94,7 @@ def _clip(folder: Path, line: dict[str, Any]) -> Clip:
     key: value
     for key, value in line.items()
     if key not in _NOT_KEPT
-    and isinstance(value, str | int | float)
+    and (isinstance(value, str | int | float) or key in LISTS)
     and value != ""
   }
   for name, keys in _KNOWN.items():

@@ -208,7 +208,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
     or not 0 < clip["num_samples"] < 1 << 48
     or type(clip.get("crc32")) is not int
     or any(
-      isinstance(x, dict | list) for key, x in clip.items() if key != "packed"
+      isinstance(x, dict | list)
+      for key, x in clip.items()
+      if key != "packed" and key not in source.LISTS
     )
   ):
     raise ValueError(f"no clip: {line[:80]!r}")

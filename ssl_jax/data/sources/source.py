@@ -1,6 +1,7 @@
 """The protocol of a source of audio, an entry of their table, shared knobs."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -44,6 +45,13 @@ SPLIT_KEY = {
     "", "manifest, records: the metadata key of a clip's split.", role="data"
   )
 }
+
+
+_WHOLE = 1 << 40  # Samples: more than any file has.
+
+
+# Metadata that are lists: times of phones and words, where in a clip speech is.
+LISTS = frozenset(("phones", "words", "speech"))
 
 
 class Source(Protocol):
@@ -123,6 +131,8 @@ class AudioFiles:
   Attributes:
     paths: [N].
     parts: [N] what of its file each clip is; None: all of it.
+    decode_once: files stay in memory as samples once they are decoded, 115 MB
+      an hour; for small corpora that are slow to decode, without parts.
   """
 
   ids: list[str]
@@ -133,10 +143,13 @@ class AudioFiles:
   damaged: dict[str, str] = dataclasses.field(default_factory=dict)
   rates: None = None
   parts: list[Part | None] | None = None
+  decode_once: bool = False
 
   def read(self, index: int, start: int, num_samples: int) -> np.ndarray:
     """See `Source.read`."""
     path = self.paths[index]
+    if self.decode_once:
+      return _decoded(path)[start : start + num_samples]
     part = self.parts and self.parts[index]
     if not part:
       return audio.read(path, start, num_samples)
@@ -154,7 +167,17 @@ class AudioFiles:
       metadata=[self.metadata[i] for i in indices],
       skipped=self.skipped,
       parts=self.parts and [self.parts[i] for i in indices],
+      decode_once=self.decode_once,
     )
+
+
+# Two threads may decode a file at once; then one of the two results stays.
+@functools.cache
+def _decoded(path: str) -> np.ndarray:
+  """Returns the samples of a whole file, int16 [S]."""
+  samples = audio.read(path, 0, _WHOLE)
+  samples.flags.writeable = False
+  return samples
 
 
 def keep_usable(

@@ -5,16 +5,21 @@ from ml_collections import ConfigDict
 
 from ssl_jax.errors import check_choice
 from ssl_jax.knobs import Knob, merge
-from ssl_jax.models.encoders import positions, stack, transformer
+from ssl_jax.models.encoders import positions, rope, stack, transformer
 from ssl_jax.models.encoders.block import Block
 
 # A new block is one file with a `Block`, and one line here.
-ENCODERS: dict[str, type[Block]] = {"transformer": transformer.Block}
+ENCODERS: dict[str, type[Block]] = {
+  "transformer": transformer.Block,
+  "rope": rope.Block,
+}
 
 _KNOBS = {
   "name": Knob(
     "transformer",
-    "The block of each layer. `transformer`: attention, then feed-forward.",
+    "The block of each layer. `transformer`: attention, then feed-forward, as "
+    "published. `rope`: norms first, rotary positions, normed queries and "
+    "keys, gated feed-forward.",
     role="architecture",
     choices=lambda: ENCODERS,
   ),

@@ -27,8 +27,7 @@ class Block(nn.Module):
 
   `ssl_jax.models.encoders.stack` calls it with arrays of its own parameters,
   which are stacked over layers outside of it. It knows nothing of its depth.
-  With `config.norm_first` it leaves its output without a norm: the stack has
-  one after the last layer. What is below `__call__` needs no parameters.
+  What is below `__call__` needs no parameters.
 
   Attributes:
     config: config.encoder.
@@ -67,6 +66,11 @@ class Block(nn.Module):
       [B, T, D].
     """
     raise NotImplementedError
+
+  @property
+  def norm_first(self) -> bool:
+    """Tells whether its output has no norm yet: the stack has the last."""
+    return self.config.norm_first
 
   def flops(self, frames: int) -> LayerFlops:
     """Counts the layer for a clip of `frames` frames."""

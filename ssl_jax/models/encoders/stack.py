@@ -36,7 +36,7 @@ KNOBS = {
   "norm_first": Knob(
     False,
     "Norms come before attention and feed-forward, and one after the last "
-    "layer (pre-norm).",
+    "layer (pre-norm); `rope` always has them so.",
     role="architecture",
   ),
   "input_dropout": Knob(0.1, "Dropout of the projected frames.", **_DROPOUT),
@@ -63,7 +63,7 @@ KNOBS = {
 
 
 class Stack(nn.Module):
-  """Positions, norm, dropout, layers; with `norm_first` the norm comes last.
+  """Positions, norm, dropout, layers; of pre-norm layers the norm comes last.
 
   Parameters of the layers are stacked on a leading axis L whether the layers
   are unrolled or scanned, so that the switch changes no checkpoint.
@@ -103,8 +103,8 @@ class Stack(nn.Module):
     x = jnp.pad(x, ((0, 0), (0, -time % _MULTIPLE), (0, 0)))
     x = x + Positions(config, self.dtype, name="positions")(x)
     norm = Norm(x.shape[-1], name="norm")()
-    x = x if config.norm_first else layer_norm(x, *norm)
     layer = self.block(config, self.dtype, parent=None)
+    x = x if layer.norm_first else layer_norm(x, *norm)
     params = self.param("layers", _stacked_init(layer, config.num_layers), x)
     params = _cast(params, self.dtype, layer.float32)
 
@@ -133,7 +133,7 @@ class Stack(nn.Module):
         inputs.append(x)
         x = run(x, *one)
       inputs = jnp.stack(inputs) if all_states else None
-    x = layer_norm(x, *norm) if config.norm_first else x
+    x = layer_norm(x, *norm) if layer.norm_first else x
     x = jnp.concatenate([inputs, x[None]]) if all_states else x
     return x[..., :time, :]
 

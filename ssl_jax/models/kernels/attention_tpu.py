@@ -1,8 +1,9 @@
 """Attention on TPUs: neither weights nor their dropout reach HBM.
 
 A clip's heads are computed one after the other, each whole: a head's weights
-of 16 s fill 2.4 MB of the chip's fast memory (VMEM). The backward pass makes
-them again.
+of 16 s fill 2.4 MB of the core's own memory (VMEM). The backward pass makes
+them again. A kernel claims no more of VMEM than it takes, as XLA moves out of
+it what else is there.
 
 Axes: B clips, T frames, H heads, D width of a head.
 """
@@ -19,24 +20,60 @@ from jax.experimental.pallas import tpu as pltpu
 from ssl_jax.models.dropout import COLUMNS, hash_bits, is_kept
 
 _LOWEST = -1e30
-_VMEM = 100 * 2**20  # Bytes, of 128 MiB.
-# Frames up to which the backward pass fits: some eight arrays [T, T].
-MAX_FRAMES = 1600
+# Float32 arrays [T, T] that the forward and the backward kernel have room for,
+# about twice of what was seen (libtpu 0.0.42).
+_SQUARES = (3, 5)
+# The compiler for v5p takes more: Slim's backward kernel of 15.6 s did not fit
+# what it takes elsewhere, and fits one and a half times as much.
+_SMALL_VMEM = 64 * 2**20
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def fits(packed: jax.Array, vmem: int) -> bool:
+  """Tells whether a core's VMEM, in bytes, has room for a clip's kernels."""
+  _, time, _, heads, width = packed.shape
+  # The backward kernel takes queries, keys, values and the result's gradient,
+  # and makes the gradients of the first three.
+  row_bytes = 7 * heads * width * packed.dtype.itemsize
+  return _vmem(time, row_bytes, _SQUARES[1]) <= 0.75 * vmem
+
+
+def _vmem(time: int, row_bytes: int, squares: int) -> int:
+  """Bytes of VMEM for rows, of which a next clip's are under way, and weights.
+
+  Args:
+    time: T.
+    row_bytes: of a frame in all that a kernel takes and makes.
+    squares: arrays [T, T].
+  """
+  return 2 * time * row_bytes + 4 * squares * time**2
+
+
+def _claim(time: int, row_bytes: int, squares: int, vmem: int) -> int:
+  """Bytes of VMEM that a kernel asks for; the rest as of `_vmem`.
+
+  Args:
+    vmem: of a core, in bytes; 0: unknown.
+  """
+  bytes_ = _vmem(time, row_bytes, squares)
+  if 0 < vmem <= _SMALL_VMEM:
+    return max(bytes_, min(bytes_ * 3 // 2, vmem * 9 // 10))
+  return bytes_
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def attention(
   packed: jax.Array,
   frames: jax.Array,
   words: jax.Array,
   heads: jax.Array,
   rate: float,
+  vmem: int = 0,
   interpret: bool = False,
 ) -> jax.Array:
   """Computes what `ssl_jax.models.attention.plain` does.
 
   packed [B, T, 3, H, D], frames int32 [B], words uint32 [B, 2],
-  heads int32 [H] -> [B, T, H, D].
+  heads int32 [H] -> [B, T, H, D]. `vmem`: bytes that a core has; 0: unknown.
   """
   batch, time, _, num_heads, width = packed.shape
   return _call(
@@ -45,6 +82,7 @@ def attention(
     (batch, time, num_heads, width),
     (frames, words, heads),
     rate,
+    vmem,
     interpret,
   )
 
@@ -54,7 +92,7 @@ def _forward(*arguments: Any) -> tuple[jax.Array, tuple]:
 
 
 def _backward(
-  rate: float, interpret: bool, saved: tuple, d_out: jax.Array
+  rate: float, vmem: int, interpret: bool, saved: tuple, d_out: jax.Array
 ) -> tuple:
   packed, *scalars = saved
   gradient = _call(
@@ -63,6 +101,7 @@ def _backward(
     packed.shape,
     tuple(scalars),
     rate,
+    vmem,
     interpret,
   )
   return gradient, None, None, None
@@ -77,6 +116,7 @@ def _call(
   out_shape: tuple[int, ...],
   scalars: tuple[jax.Array, ...],
   rate: float,
+  vmem: int,
   interpret: bool,
 ) -> jax.Array:
   """Runs a kernel clip by clip on arrays [B, T, ..., H, D]."""
@@ -89,7 +129,9 @@ def _call(
   def clip(x: Any) -> pl.BlockSpec:
     return pl.BlockSpec((None, *x.shape[1:]), lambda b, *_: (b, 0, 0))
 
-  products = 2 if len(inputs) == 1 else 5  # Pairs of [T, D] and [T, T] a head.
+  backward = len(inputs) > 1
+  products = 5 if backward else 2  # Pairs of [T, D] and [T, T] a head.
+  rows = sum(x.shape[-1] * x.dtype.itemsize for x in (*flat, out))
   made = pl.pallas_call(
     functools.partial(kernel, heads=heads, width=width, rate=rate),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -100,7 +142,8 @@ def _call(
     ),
     out_shape=out,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel",), vmem_limit_bytes=_VMEM
+      dimension_semantics=("parallel",),
+      vmem_limit_bytes=_claim(time, rows, _SQUARES[backward], vmem),
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * batch * heads * width * time**2,
