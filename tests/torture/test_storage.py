@@ -118,7 +118,7 @@ def assert_clear(status: int, last: str, err: str):
   ("size", "said"),
   [
     ("8k", "config.json|lock|codebook|searches"),
-    ("28k", "tensorboard|metrics.jsonl|codebook|searches"),
+    ("32k", "tensorboard|metrics.jsonl|codebook|searches"),
     ("5m", "goes on from update 0"),
     ("18m", "goes on from update 10"),
   ],
