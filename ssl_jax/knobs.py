@@ -192,6 +192,7 @@ RUN = {
       "CPUs. Parameters, optimizer, norms, softmax and losses are float32.",
       choices=("auto", "float32", "bfloat16"),
     ),
+    "recipe": Knob("", "Name of the recipe in reports.", "logging"),
     "init_from": Knob(
       "",
       "An encoder to start from, whose architecture replaces this config's: "

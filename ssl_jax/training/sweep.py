@@ -49,37 +49,43 @@ def expand(
 ) -> list[list[Run]]:
   """Expands a family to its runs, in groups to be run in their order.
 
-  A group is the budgets of one objective, size, hours and seed, the largest
-  first: where `decay_fraction` is below 1 the others branch off it.
+  A group is the budgets of one objective (or recipe), size, hours and seed,
+  the largest first: where `decay_fraction` is below 1 the others branch off it.
 
   Args:
-    family: as of configs/isoflop.py.
+    family: as of configs/isoflop.py or, with recipes, configs/race.py.
     overrides: KEY=VALUE of every run's config.
     workdir: of the family.
 
   Raises:
     UserError: a run could not start; it is named.
   """
-  axes = (family.objective, family.size, family.hours, family.seed)
+  axes = (family[_kind(family)], family.size, family.hours, family.seed)
   return [
     _group(family, overrides, workdir, *values)
     for values in itertools.product(*axes)
   ]
 
 
+def _kind(family: ConfigDict) -> str:
+  """Returns which argument of the runs' config tells its methods apart."""
+  return "recipe" if "recipe" in family else "objective"
+
+
 def _group(
   family: ConfigDict,
   overrides: list[str],
   workdir: Path,
-  objective: str,
+  method: str,
   size: str,
   hours: float,
   seed: int,
 ) -> list[Run]:
-  common = f"{objective}-{size}"
+  common = f"{method}-{size}"
   common += f"-{hours:g}h" if hours else ""
   common += f"-seed{seed}" if seed else ""
-  path = f"{family.config}:size={size},objective={objective}"
+  more = "," if ":" in family.config else ":"
+  path = f"{family.config}{more}size={size},{_kind(family)}={method}"
   fixed = [*overrides, f"seed={seed}", f"data.hours={hours}"]
   budgets = sorted({*family.flops}, reverse=True)
   shared = family.decay_fraction < 1
@@ -120,7 +126,7 @@ def _group(
   runs = []
   for flops, given, setup in made:
     facts, own = dict(setup.header), setup.header["flops"]
-    facts["objective"] = objective
+    facts["objective"] = setup.config.objective.name
     facts["frontend"] = setup.config.frontend.name
     if flops in leave:
       given = [*given, f"budget.trunk={workdir / name(budgets[0])}"]
