@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
+
 from ssl_jax import config as config_lib
+from ssl_jax import tally
 from ssl_jax.config import override
 from ssl_jax.objectives import OBJECTIVES
 
@@ -46,3 +49,25 @@ def write_run(
   ]
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (workdir / "metrics.jsonl").write_text(text)
+
+
+def measured(workdir, gains, task="phone", units=20, identity="one"):
+  """Writes what a measure says of an encoder, with a gain for each seed."""
+  names = [f"s{i}" for i in range(units)]
+  ease = np.random.default_rng(0).uniform(0.2, 0.6, units)
+  weights, tests, draws = tally.draw_weights(names), [], []
+  for seed, gain in enumerate(gains):
+    noise = np.random.default_rng(round(1e4 * gain) + seed).normal(
+      0, 0.01, units
+    )
+    hits = (ease + gain + noise)[None]
+    score = tally.mean_of_ratios(hits, np.ones((1, units)))
+    tests.append(float(hits.mean()))
+    draws.append(score(weights).tolist())
+  result = {"task": task, "metric": "accuracy", "profile": "study"}
+  result |= {"encoder": "model", "corpus": "study", "clips": {"test": 40}}
+  result |= {"test": float(np.mean(tests)), "tests": tests, "draws": draws}
+  result |= {"std": 0.02, "higher_is_better": True, "identity": identity}
+  (workdir / "probes").mkdir()
+  path = workdir / "probes" / f"{task}-study.json"
+  path.write_text(json.dumps(result))

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doors import door
-from fake_runs import SIZES, write_run
+from fake_runs import SIZES, measured, write_run
 
-from ssl_jax import tally
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import OBJECTIVES
 from ssl_jax.reports import cells as cells_lib
@@ -269,28 +268,6 @@ def test_each_question_has_its_figure(tmp_path):
   (scored,) = (row.probes for row in rows if row.probes)
   assert scored == {"asr WER, mini": 0.145}
   assert "asr WER, mini" in words and "0.145" in words
-
-
-def measured(workdir, gains, task="phone", units=20, identity="one"):
-  """Writes what a measure says of an encoder, with a gain for each seed."""
-  names = [f"s{i}" for i in range(units)]
-  ease = np.random.default_rng(0).uniform(0.2, 0.6, units)
-  weights, tests, draws = tally.draw_weights(names), [], []
-  for seed, gain in enumerate(gains):
-    noise = np.random.default_rng(round(1e4 * gain) + seed).normal(
-      0, 0.01, units
-    )
-    hits = (ease + gain + noise)[None]
-    score = tally.mean_of_ratios(hits, np.ones((1, units)))
-    tests.append(float(hits.mean()))
-    draws.append(score(weights).tolist())
-  result = {"task": task, "metric": "accuracy", "profile": "study"}
-  result |= {"encoder": "model", "corpus": "study", "clips": {"test": 40}}
-  result |= {"test": float(np.mean(tests)), "tests": tests, "draws": draws}
-  result |= {"std": 0.02, "higher_is_better": True, "identity": identity}
-  (workdir / "probes").mkdir()
-  path = workdir / "probes" / f"{task}-study.json"
-  path.write_text(json.dumps(result))
 
 
 def test_it_says_which_differences_are_real(tmp_path):

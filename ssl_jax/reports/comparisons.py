@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ssl_jax.budget.flops import readable
-from ssl_jax.reports import style
+from ssl_jax.reports import crossings, style
 from ssl_jax.reports.cells import (
   Cell,
   best,
@@ -19,8 +19,9 @@ from ssl_jax.reports.cells import (
   size_name,
   slim_and_small,
 )
+from ssl_jax.reports.differences import measures
 from ssl_jax.reports.runs import Run
-from ssl_jax.reports.style import GREY, LOSS, MARKERS, PARAMS, line
+from ssl_jax.reports.style import FLOPS, GREY, LOSS, MARKERS, PARAMS, line
 
 _MOST_BUDGETS = 3
 _MEASURES = {"share": "main term / chance", "accuracy": "masked accuracy"}
@@ -84,6 +85,50 @@ def objectives(runs: Sequence[Run]) -> style.Made | None:
     "worth is for probes to say."
     + (f" {left_out} smaller budgets are left out." if left_out else "")
     + seeds(drawn),
+  )
+
+
+def race(runs: Sequence[Run]) -> style.Made | None:
+  """Scores of recipes over FLOPs, a panel a measure."""
+  races = [
+    (f"{measure}, {size_name(race[0].cells[0].one.size)}", race)
+    for measure in measures(runs)
+    for race in crossings.curves(runs, measure)
+  ]
+  if not races:
+    return None
+  names = dict.fromkeys(curve.name for _, race in races for curve in race)
+  colours = style.colours(list(names))
+  figure, all_axes = style.panels([title for title, _ in races], FLOPS, "score")
+  for axes, (_, race) in zip(all_axes, races):
+    for curve in race:
+      axes.errorbar(
+        curve.flops,
+        curve.scores,
+        curve.errors,
+        color=colours[curve.name],
+        marker="o",
+      )
+    style.log_x(axes, style.power)
+  style.legend(
+    figure,
+    [line(name, color=colours[name], marker="o") for name in colours],
+  )
+  shown = {
+    run.name: run
+    for _, race in races
+    for curve in race
+    for cell in curve.cells
+    for run in cell.runs
+  }
+  return (
+    figure,
+    "race",
+    "Recipes at equal compute",
+    f"Scores over the FLOPs spent. {count(runs, list(shown.values()))}, means "
+    "over seeds. Bars: the standard error over speakers and, where there are "
+    "several, seeds. Accuracies and mean average precision are better high, "
+    "ABX low.",
   )
 
 

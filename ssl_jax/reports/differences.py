@@ -41,18 +41,8 @@ class Difference(NamedTuple):
 def differences(runs: Sequence[Run]) -> list[Difference]:
   """Compares the encoders of a report in every measure they share."""
   found = []
-  for measure in sorted({name for run in runs for name in run.measured}):
-    measured = [run for run in runs if measure in run.measured]
-    # Results of other clips or settings, most often older, do not compare.
-    usual = collections.Counter(
-      run.measured[measure]["identity"] for run in measured
-    ).most_common(1)[0][0]
-    scored = [
-      (cell, _joined(cell, measure))
-      for cell in cells(
-        run for run in measured if run.measured[measure]["identity"] == usual
-      )
-    ]
+  for measure in measures(runs):
+    scored = scored_cells(runs, measure)
     higher = scored[0][1]["higher_is_better"]
     scored.sort(key=lambda x: np.mean(x[1]["tests"]) * (-1 if higher else 1))
     pairs = list(itertools.combinations(scored, 2))
@@ -74,6 +64,28 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
       )
     ]
   return found
+
+
+def measures(runs: Sequence[Run]) -> list[str]:
+  """Returns the measures that any of the runs has."""
+  return sorted({name for run in runs for name in run.measured})
+
+
+def scored_cells(
+  runs: Sequence[Run], measure: str
+) -> list[tuple[Cell, dict[str, Any]]]:
+  """Returns the cells that have a measure, and all their seeds' scores."""
+  measured = [run for run in runs if measure in run.measured]
+  # Results of other clips or settings, most often older, do not compare.
+  usual = collections.Counter(
+    run.measured[measure]["identity"] for run in measured
+  ).most_common(1)[0][0]
+  return [
+    (cell, _joined(cell, measure))
+    for cell in cells(
+      run for run in measured if run.measured[measure]["identity"] == usual
+    )
+  ]
 
 
 def _joined(cell: Cell, measure: str) -> dict[str, Any]:

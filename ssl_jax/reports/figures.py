@@ -34,6 +34,7 @@ def draw(runs: Sequence[Run], optima: Sequence[Optimum]) -> list[style.Drawn]:
       comparisons.objectives(runs),
       comparisons.shapes(runs),
       comparisons.hours(runs),
+      comparisons.race(runs),
       comparisons.probes(runs),
     ]
     return [style.export(*figure) for figure in made if figure]

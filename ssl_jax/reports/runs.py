@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as config_lib
-from ssl_jax.budget.updates import FIRST_STAGE
 from ssl_jax.config import SIZES
 from ssl_jax.data import sources
 from ssl_jax.errors import UserError, one_line
 from ssl_jax.files import read_jsonl, read_object
 from ssl_jax.knobs import ROLES, flatten
 from ssl_jax.objectives import OBJECTIVES, title
-from ssl_jax.reports import scores
+from ssl_jax.reports import scores, workdirs
 
 SAME_BUDGET = 1.03  # Runs whose FLOPs are closer than this have one budget.
-_FILES = {"result.json", "config.json", "metrics.jsonl"}
-_HOLD_NO_RUNS = ("checkpoints", "tensorboard", FIRST_STAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Run:
     name: of its workdir, below the folder that was given.
     series: name of what its losses are comparable within.
     size: a key of SIZES, or layers x width.
+    called: name of its recipe (`config.recipe`); "": none.
     recipe: its config, less seed, budget and what cannot change the result.
     trunk_flops: of `flops`, those that another run spent for it.
     before_hours: of `audio_hours`, those of a first stage.
@@ -53,6 +51,7 @@ class Run:
   series: str
   size: str
   frontend: str
+  called: str
   recipe: str
   params: int
   updates: int
@@ -117,7 +116,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
   for folder in folders:
     if not os.path.isdir(folder):
       raise UserError(f"{folder}: no such folder; give one that holds runs")
-    for workdir in _workdirs(folder):
+    for workdir in workdirs.find(folder):
       name = str(workdir.relative_to(folder))
       name = folder.resolve().name if name == "." else name
       taken = {run.name for run, _ in found.values()}
@@ -145,32 +144,6 @@ def read(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
     for run, setting in found.values()
   ]
   return sorted(_budgeted(runs), key=_order), broken
-
-
-def _workdirs(folder: Path) -> Iterator[Path]:
-  """Folders that hold a file of a run; links are followed, once."""
-  seen = set()
-  for path, below, files in os.walk(folder, followlinks=True):
-    real = os.path.realpath(path)
-    if real in seen:
-      below.clear()
-      continue
-    seen.add(real)
-    if _FILES & set(files):
-      below[:] = [x for x in below if x not in _HOLD_NO_RUNS]
-      if not _is_other_model(Path(path), set(files)):
-        yield Path(path)
-    below.sort()
-
-
-def _is_other_model(path: Path, files: set[str]) -> bool:
-  """Tells whether it is an exported model, which has a config.json too."""
-  if files & (_FILES - {"config.json"}):
-    return False
-  try:
-    return "model_type" in read_object(path / "config.json")
-  except (OSError, ValueError):
-    return False
 
 
 def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
@@ -209,6 +182,7 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     series="",
     size=named[0] if named else f"{shape[0]}x{shape[1]}",
     frontend=frontend,
+    called=str(_key(config, "recipe", "")),
     recipe=_recipe(config),
     params=int(_number(result, "params")),
     updates=int(_number(result, "updates")),
