@@ -8,6 +8,8 @@ recipe: what differs from the control, each measured in docs/results/race.md.
     stem: at Slim's shape 3.2 times cheaper a second of audio.
   mel (default): linear logits of masked frames, positions of 31 frames (0.6 s),
     no dropout.
+  visible: mel, and only the half of the frames that is not masked passes the
+    encoder in training; four convolutions fill in the others (data2vec 2.0).
 size: as of configs/slim.py; a shape, as in 4x192x320x4.
 scale: slim (default): settings, data and size of configs/slim.py. smoke: those
   of configs/smoke.py, small models on the packaged speech.
@@ -64,4 +66,9 @@ def _mel(config: ConfigDict) -> None:
     config.encoder[kind] = 0.0
 
 
-RECIPES = {"control": _control, "mel": _mel}
+def _visible(config: ConfigDict) -> None:
+  _mel(config)
+  config.encoder.visible_only, config.masking.share = True, 0.5
+
+
+RECIPES = {"control": _control, "mel": _mel, "visible": _visible}

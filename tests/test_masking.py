@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.signal.masking import first_masked, most_masked, sample_spans
+from ssl_jax.signal.masking import first_true, most_masked, sample_spans
 
 DRAWS = 10_000
 SPAN = 10
@@ -173,7 +173,7 @@ def test_few_frames_are_masked_beyond_what_a_head_takes(mask_prob, mask_length):
   )
   for seed in range(50):
     mask = np.asarray(draw(jax.random.split(jax.random.key(seed), 4)))
-    places, there = first_masked(jnp.asarray(mask), most)
+    places, there = first_true(jnp.asarray(mask), most)
     for row in range(4):
       expected = np.flatnonzero(mask[row])[:most]
       np.testing.assert_array_equal(

@@ -106,7 +106,10 @@ def test_products_depend_on_distances_alone(block):
   query, key = rng.normal(size=(2, 12)).astype(np.float32)
   every = jnp.ones((1, 40, 1, 1))
   turn = rope.Block(settings().encoder, parent=None)._turn
-  products = turn(every * query)[0, :, 0] @ turn(every * key)[0, :, 0].T
+  places = jnp.arange(40)[None]
+  products = (
+    turn(every * query, places)[0, :, 0] @ turn(every * key, places)[0, :, 0].T
+  )
   for distance in range(-39, 40):
     along = np.diagonal(products, distance)
     np.testing.assert_allclose(along, along[0], atol=1e-4)

@@ -33,6 +33,7 @@ class Forward:
   head: int
   targets: int  # Computed once per clip, without a backward pass.
   stem_is_learned: bool = True
+  decoder: int = 0  # Of an encoder that sees visible frames only.
 
   @property
   def total(self) -> int:
@@ -44,6 +45,7 @@ class Forward:
       + self.attention
       + self.ffn
       + self.head
+      + self.decoder
     )
 
   @property
@@ -65,7 +67,7 @@ def forward_flops(
     targets: FLOPs of its targets.
   """
   return Forward(
-    **Backbone(config).flops(num_samples),
+    **Backbone(config).flops(num_samples, masked=True),
     head=head,
     targets=targets,
     stem_is_learned=frontends.make(config.frontend).is_learned,

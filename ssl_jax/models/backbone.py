@@ -1,6 +1,7 @@
 """The backbone that every objective shares: waveform in, hidden states out.
 
-frontend -> (norm) -> projection -> mask -> encoder.
+frontend -> (norm) -> projection -> mask -> encoder (-> decoder, in training
+with `encoder.visible_only`).
 
 Axes: B clips, S samples, T frames, C channels, D width, L layers.
 """
@@ -15,9 +16,11 @@ from ml_collections import ConfigDict
 
 from ssl_jax import num_frames
 from ssl_jax.models import encoders, frontends
+from ssl_jax.models.decoder import Decoder
 from ssl_jax.models.dropout import dropout, key_words, row_keys
 from ssl_jax.models.linear import torch_linear_init
 from ssl_jax.models.norm import Norm, layer_norm, normalize_waveform
+from ssl_jax.signal import masking
 
 
 class Encoded(NamedTuple):
@@ -88,20 +91,42 @@ class Backbone(nn.Module):
     )
     if mask is not None:
       x = jnp.where(mask[..., None], mask_vector.astype(x.dtype), x)
+    real, seen = frame_mask(length, x.shape[1]), None
+    if config.encoder.visible_only and mask is not None:
+      seen = real & ~mask
     hidden = encoders.make(config.encoder, self.dtype, name="encoder")(
-      x, frame_mask(length, x.shape[1]), key, draw_ids, all_states
+      *(x, real, key, draw_ids, all_states, seen, self._visible(x.shape[1])),
     )
+    if seen is not None and not all_states:
+      decoder = Decoder(config.encoder, self.dtype, name="decoder")
+      hidden = decoder(hidden, seen, real)
     return Encoded(hidden, features, normed)
 
-  def flops(self, num_samples: int) -> dict[str, int]:
-    """Counts a clip's forward pass by part, a multiply-add as 2."""
+  def _visible(self, frames: int) -> int:
+    """Returns how many of a clip's frames are not masked, at most."""
+    share = self.config.masking.share
+    # Of fewer frames than these, no more are visible.
+    return frames - masking.masked_of(share, frames)
+
+  def flops(self, num_samples: int, masked: bool = False) -> dict[str, int]:
+    """Counts a clip's forward pass by part, a multiply-add as 2.
+
+    Args:
+      num_samples: of the clip.
+      masked: as in training, where some frames may not pass the encoder.
+    """
     frames, width = num_frames(num_samples), self.config.encoder.hidden_size
     frontend = frontends.make(self.config.frontend)
     encoder = encoders.make(self.config.encoder)
-    return {
+    parts = {
       "stem": frontend.flops(num_samples),
       "projection": 2 * frames * frontend.channels * width,
-    } | encoder.flops(frames)
+    }
+    if not (masked and self.config.encoder.visible_only):
+      return parts | encoder.flops(frames, frames)
+    visible = self._visible(frames)
+    decoder = Decoder(self.config.encoder, parent=None).flops(frames, visible)
+    return parts | encoder.flops(frames, visible) | {"decoder": decoder}
 
 
 def frame_mask(length: jax.Array, max_frames: int) -> jax.Array:

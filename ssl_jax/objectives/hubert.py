@@ -118,7 +118,7 @@ class Hubert(Objective):
     pick = None
     if self._is_linear():
       most = self._most_masked(labels.shape[1])
-      places, masked = masking.first_masked(masked, most)  # [B, M]
+      places, masked = masking.first_true(masked, most)  # [B, M]
       pick = functools.partial(_take_frames, places)
       labels = pick(labels)
 
@@ -236,6 +236,14 @@ class Hubert(Objective):
           f"config.hubert.self_clusters={hubert.self_clusters!r}, taken as "
           f"labels and clusters: {error}"
         ) from error
+    if self.config.encoder.visible_only and any(
+      target.layer for target in self._targets()
+    ):
+      raise UserError(
+        f"config.hubert.layers={(*hubert.layers,)}: with "
+        "config.encoder.visible_only labels are predicted from the decoder, "
+        "after the last layer; leave layers empty"
+      )
     if self._is_linear() and hubert.unmasked_weight:
       raise UserError(
         f"config.hubert.unmasked_weight={hubert.unmasked_weight} needs "
@@ -312,10 +320,7 @@ class Hubert(Objective):
 
   def _most_masked(self, frames: int) -> int:
     """Returns how many masked frames of a clip a linear loss computes."""
-    knobs = self.config.masking
-    return masking.most_masked(
-      frames, knobs.mask_prob, knobs.mask_length, knobs.min_masks
-    )
+    return masking.most(self.config.masking, frames)
 
   def _scored(self, inputs: dict) -> tuple[jax.Array, jax.Array]:
     """Returns which frames count as masked, and as unmasked; bool [B, T]."""

@@ -52,13 +52,11 @@ def prepare(
   """
   waveform = batch["waveform"].astype(jnp.float32) / 2**15
   real = frame_mask(batch["length"], num_frames(waveform.shape[1]))
-  mask = masking.sample_spans(
+  mask = masking.sample(
+    config.masking,
     row_keys(jax.random.fold_in(key, MASK), batch["draw_id"]),
     real.sum(axis=1),
     real.shape[1],
-    config.masking.mask_prob,
-    config.masking.mask_length,
-    config.masking.min_masks,
   )
   inputs = batch | {"waveform": waveform, "mask": mask, "frame_mask": real}
   keys = row_keys(jax.random.fold_in(key, TARGETS), batch["draw_id"])

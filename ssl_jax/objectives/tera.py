@@ -118,6 +118,11 @@ class Tera(Objective):
         f"config.tera.time_keep={tera.time_keep} are shares of the same "
         "clips: lower one"
       )
+    if self.config.encoder.visible_only:
+      raise UserError(
+        "config.encoder.visible_only: TERA also swaps masked frames or leaves "
+        "them in place, so that it has to encode all of them"
+      )
 
   def head_flops(self, num_samples: int) -> int:
     width = self.config.encoder.hidden_size

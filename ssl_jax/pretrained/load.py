@@ -204,7 +204,7 @@ def _read(path: Path, folder: Path, saved: dict[str, Any]) -> Encoder:
     block = {"name": config.encoder.name} | saved["encoder"]
     check_choice("config.frontend.name", saved["frontend"]["name"], FRONTENDS)
     check_choice("config.encoder.name", block["name"], ENCODERS)
-    for section in (*own, "frontend", "encoder"):
+    for section in (*own, "frontend", "encoder", "masking"):
       config[section].update(saved[section])
     config.compute_dtype = saved["compute_dtype"]
     validate(config)

@@ -1,9 +1,10 @@
-"""Span masks by fairseq's convention (paper.md, "Masking")."""
+"""Span masks: fairseq's (paper.md, "Masking"), or of an exact share."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from ssl_jax.knobs import Knob
 
@@ -15,7 +16,100 @@ KNOBS = {
   ),
   "mask_length": Knob(10, "Frames of a span, 20 ms each.", low=1, high=10_000),
   "min_masks": Knob(2, "Least spans of a clip.", low=1, high=10_000),
+  "share": Knob(
+    0.0,
+    "Masks exactly this share of a clip's frames, in spans of `mask_length`, "
+    "the last of which is cut short; 0: as many as `mask_prob` makes.",
+    high=0.95,
+  ),
 }
+
+
+def sample(
+  config: ConfigDict, keys: jax.Array, num_frames: jax.Array, max_frames: int
+) -> jax.Array:
+  """Draws the masks of a batch. -> bool [B, T], True where masked.
+
+  Args:
+    config: config.masking.
+    keys: [B] PRNG keys.
+    num_frames: [B], real frames of each row; 0 for a row of padding.
+    max_frames: T.
+  """
+  if config.share:
+    return sample_share(
+      keys, num_frames, max_frames, config.share, config.mask_length
+    )
+  return sample_spans(
+    keys,
+    num_frames,
+    max_frames,
+    config.mask_prob,
+    config.mask_length,
+    config.min_masks,
+  )
+
+
+def most(config: ConfigDict, max_frames: int) -> int:
+  """Returns how many frames of a row `sample` masks, or a few more.
+
+  Args:
+    config: config.masking.
+    max_frames: T.
+  """
+  if config.share:
+    return masked_of(config.share, max_frames)
+  return most_masked(
+    max_frames, config.mask_prob, config.mask_length, config.min_masks
+  )
+
+
+def masked_of(share: float, frames: int | jax.Array) -> int | jax.Array:
+  """Returns how many of a row's frames `sample_share` masks: one at least."""
+  # In ten-thousandths: a product of floats could be a frame less elsewhere.
+  masked = frames * round(1e4 * share) // 10_000
+  return masked + (masked == 0)
+
+
+def sample_share(
+  keys: jax.Array,
+  num_frames: jax.Array,
+  max_frames: int,
+  share: float,
+  mask_length: int,
+) -> jax.Array:
+  """Spans at random places, one after the other, up to a share of the frames.
+
+  As if starts were drawn one by one without replacement, each masking what its
+  span finds unmasked, until a row of N frames has `masked_of(share, N)`; the
+  last span ends there. Spans may begin before the first frame, so that none is
+  masked less often than others.
+
+  Args:
+    keys: [B] PRNG keys.
+    num_frames: [B], real frames of each row; 0 for a row of padding.
+    max_frames: T.
+    share: of the frames, above 0.
+    mask_length: frames of a span.
+
+  Returns:
+    bool [B, T], True where masked.
+  """
+  starts = max_frames + mask_length - 1  # From 1 - mask_length on.
+  noise = jax.vmap(
+    jax.vmap(
+      lambda i, key: jax.random.uniform(jax.random.fold_in(key, i)), (0, None)
+    ),
+    (None, 0),
+  )(jnp.arange(starts), keys)  # [B, starts]
+  # A frame is masked by the first drawn of the spans that hold it.
+  drawn = jax.lax.reduce_window(
+    noise, jnp.inf, jax.lax.min, (1, mask_length), (1, 1), "VALID"
+  )  # [B, T]
+  frame = jnp.arange(max_frames)
+  real = frame < num_frames[:, None]
+  count = jnp.where(num_frames > 0, masked_of(share, num_frames), 0)
+  return _lowest(drawn, real, count[:, None])
 
 
 def sample_spans(
@@ -83,15 +177,15 @@ def most_masked(
   return min(max_frames, max(most, min_masks * mask_length))
 
 
-def first_masked(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Returns the places of a row's first masked frames, in order.
+def first_true(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the places of a row's first frames that a mask holds, in order.
 
   Args:
     mask: bool [B, T].
     count: M.
 
   Returns:
-    int32 [B, M], and bool [B, M], False where a row has fewer masked frames.
+    int32 [B, M], and bool [B, M], False where a row has fewer such frames.
   """
   places = jnp.argsort(~mask, axis=1, stable=True)[:, :count]
   return places, jnp.take_along_axis(mask, places, axis=1)
@@ -111,7 +205,10 @@ def _common_share(masked: jax.Array, num_frames: jax.Array) -> jax.Array:
 
 
 def _lowest(score: jax.Array, among: jax.Array, count: jax.Array) -> jax.Array:
-  """The `count` entries of lowest score `among` those allowed. [B, T]."""
+  """The `count` entries of lowest score `among` those allowed. [B, T].
+
+  Of equal ones the first.
+  """
   order = jnp.argsort(jnp.where(among, score, jnp.inf), axis=1)
   rank = jnp.argsort(order, axis=1)
   return among & (rank < count)

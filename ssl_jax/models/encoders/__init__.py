@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax.errors import check_choice
+from ssl_jax.errors import UserError, check_choice
 from ssl_jax.knobs import Knob, merge
 from ssl_jax.models.encoders import positions, rope, stack, transformer
 from ssl_jax.models.encoders.block import Block
@@ -71,3 +71,8 @@ def check(config: ConfigDict) -> None:
   """
   make_block(config.encoder).check()
   positions.Positions(config.encoder, parent=None).check()
+  if config.encoder.visible_only and not config.masking.share:
+    raise UserError(
+      "config.encoder.visible_only needs as many masked frames in each clip: "
+      "set config.masking.share, as in 0.5"
+    )

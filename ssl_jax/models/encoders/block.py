@@ -52,7 +52,11 @@ class Block(nn.Module):
   hf: ClassVar[HfNames | None] = None
 
   def __call__(
-    self, x: jax.Array, frames: jax.Array, words: jax.Array | None
+    self,
+    x: jax.Array,
+    frames: jax.Array,
+    words: jax.Array | None,
+    places: jax.Array | None = None,
   ) -> jax.Array:
     """Computes the layer.
 

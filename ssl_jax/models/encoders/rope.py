@@ -58,18 +58,28 @@ class Block(block.Block):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, frames: jax.Array, words: jax.Array | None
+    self,
+    x: jax.Array,
+    frames: jax.Array,
+    words: jax.Array | None,
+    places: jax.Array | None = None,
   ) -> jax.Array:
     rate = self.config.dropout
+    if places is None:
+      places = jnp.arange(x.shape[1])[None]
     norm = Norm(x.shape[-1], name="attention_norm")()
-    y = self._attention(layer_norm(x, *norm), frames, words)
+    y = self._attention(layer_norm(x, *norm), frames, words, places)
     x = x + dropout(y, rate, words, _AFTER_ATTENTION)
     norm = Norm(x.shape[-1], name="ffn_norm")()
     y = self._feed_forward(layer_norm(x, *norm), words)
     return x + dropout(y, rate, words, _AFTER_FFN)
 
   def _attention(
-    self, x: jax.Array, frames: jax.Array, words: jax.Array | None
+    self,
+    x: jax.Array,
+    frames: jax.Array,
+    words: jax.Array | None,
+    places: jax.Array,
   ) -> jax.Array:
     """Multi-head attention. [B, T, D] -> [B, T, D]."""
     config, width = self.config, x.shape[-1]
@@ -80,8 +90,9 @@ class Block(block.Block):
     packed += jnp.stack(biases)  # [B, T, 3, D]
     packed = packed.reshape(*packed.shape[:3], config.num_heads, -1)
     query, key, value = jnp.moveaxis(packed, 2, 0)  # Each [B, T, H, W].
-    query = self._turn(_Scale(query.shape[-1], name="query_norm")(query))
-    key = self._turn(_Scale(key.shape[-1], name="key_norm")(key))
+    query = _Scale(query.shape[-1], name="query_norm")(query)
+    key = _Scale(key.shape[-1], name="key_norm")(key)
+    query, key = self._turn(query, places), self._turn(key, places)
     packed = jnp.stack(
       [query.astype(value.dtype), key.astype(value.dtype), value], axis=2
     )
@@ -89,11 +100,16 @@ class Block(block.Block):
     kernel, bias = self._linear("output", width, width)
     return jnp.matmul(y.reshape(x.shape), kernel) + bias
 
-  def _turn(self, x: jax.Array) -> jax.Array:
-    """Turns channels w and w + W / 2 of frame t by t theta^(-2 w / W)."""
+  def _turn(self, x: jax.Array, places: jax.Array) -> jax.Array:
+    """Turns channels w and w + W / 2 of frame t by t theta^(-2 w / W).
+
+    Args:
+      x: [B, T, H, W].
+      places: t of each frame, [1 or B, T].
+    """
     half = x.shape[-1] // 2
     speed = self.config.rope_theta ** -(jnp.arange(half) / half)
-    angle = jnp.arange(x.shape[1])[:, None, None] * speed  # [T, 1, W / 2]
+    angle = places[..., None, None] * speed  # [1 or B, T, 1, W / 2]
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate(

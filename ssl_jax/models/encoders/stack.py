@@ -17,6 +17,7 @@ from ssl_jax.models.dropout import dropout, fold_in_all, key_words, row_keys
 from ssl_jax.models.encoders.block import Block
 from ssl_jax.models.encoders.positions import Positions
 from ssl_jax.models.norm import Norm, layer_norm
+from ssl_jax.signal import masking
 
 _MULTIPLE = 8  # Frames.
 
@@ -45,6 +46,11 @@ KNOBS = {
   ),
   "layerdrop": Knob(
     0.05, "Chance of a layer to be skipped in an update.", **_DROPOUT
+  ),
+  "visible_only": Knob(
+    False,
+    "In training only the frames that are not masked pass the layers, and a "
+    "light decoder fills in the others. Needs masking.share.",
   ),
   "scan_layers": Knob(
     False,
@@ -81,6 +87,8 @@ class Stack(nn.Module):
     key: jax.Array | None,
     draw_ids: jax.Array,
     all_states: bool = False,
+    seen: jax.Array | None = None,
+    most: int = 0,
   ) -> jax.Array:
     """Computes hidden states.
 
@@ -90,9 +98,12 @@ class Stack(nn.Module):
       key: of dropouts and layerdrop; None turns them off.
       draw_ids: int32 [B], which tell the clips' random draws apart.
       all_states: return every layer's input, then the last state.
+      seen: bool [B, T], which frames pass the layers; None: all do.
+      most: V, how many of a clip that may be.
 
     Returns:
-      The last state [B, T, D], or all states [L + 1, B, T, D].
+      The last state [B, T, D], or all states [L + 1, B, T, D]; where some are
+      not `seen`, those V frames of each that are, then what may be ignored.
     """
     config = self.config
     time, frames = x.shape[1], frame_mask.sum(axis=1)
@@ -105,6 +116,12 @@ class Stack(nn.Module):
     norm = Norm(x.shape[-1], name="norm")()
     layer = self.block(config, self.dtype, parent=None)
     x = x if layer.norm_first else layer_norm(x, *norm)
+    places = None
+    if seen is not None:
+      time, frames = most, seen.sum(axis=1)
+      places, _ = masking.first_true(seen, most)  # [B, V]
+      places = jnp.pad(places, ((0, 0), (0, -most % _MULTIPLE)), "edge")
+      x = jnp.take_along_axis(x, places[..., None], axis=1)
     params = self.param("layers", _stacked_init(layer, config.num_layers), x)
     params = _cast(params, self.dtype, layer.float32)
 
@@ -117,7 +134,7 @@ class Stack(nn.Module):
       # possible.
       keep = jax.random.bernoulli(key, 1 - config.layerdrop, keep.shape)
 
-    run = _traced_once(config, layer, frames)
+    run = _traced_once(config, layer, frames, places)
     each = params, words, keep
     # The layers' inputs [L, B, T, D], where they are asked for, and the last
     # state.
@@ -137,16 +154,24 @@ class Stack(nn.Module):
     x = jnp.concatenate([inputs, x[None]]) if all_states else x
     return x[..., :time, :]
 
-  def flops(self, frames: int) -> dict[str, int]:
-    """Counts a clip's forward pass by part, a multiply-add as 2."""
-    layer = self.block(self.config, self.dtype, parent=None).flops(frames)
+  def flops(self, frames: int, passing: int) -> dict[str, int]:
+    """Counts a clip's forward pass by part, a multiply-add as 2.
+
+    Args:
+      frames: of the clip.
+      passing: those of them that pass the layers.
+    """
+    layer = self.block(self.config, self.dtype, parent=None).flops(passing)
     positions = Positions(self.config, parent=None).flops(frames)
     layers = {k: self.config.num_layers * n for k, n in layer._asdict().items()}
     return {"positions": positions} | layers
 
 
 def _traced_once(
-  config: ConfigDict, layer: Block, frames: jax.Array
+  config: ConfigDict,
+  layer: Block,
+  frames: jax.Array,
+  places: jax.Array | None,
 ) -> Callable[..., jax.Array]:
   """Returns a layer as a function (x, params, words, keep) -> x.
 
@@ -154,12 +179,14 @@ def _traced_once(
   compiled.
   """
 
+  where = () if places is None else (places,)
+
   @jax.jit
   def apply_layer(
     x: jax.Array, params: Any, words: jax.Array | None, keep: jax.Array
   ) -> jax.Array:
     def run(x: jax.Array) -> jax.Array:
-      return layer.apply({"params": params}, x, frames, words)
+      return layer.apply({"params": params}, x, frames, words, *where)
 
     if config.remat != "none":
       run = jax.checkpoint(

@@ -79,8 +79,13 @@ class Block(block.Block):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, frames: jax.Array, words: jax.Array | None
+    self,
+    x: jax.Array,
+    frames: jax.Array,
+    words: jax.Array | None,
+    places: jax.Array | None = None,
   ) -> jax.Array:
+    del places  # The stack's convolution told the frames apart.
     rate = self.config.dropout
     attention_norm = Norm(x.shape[-1], name="attention_norm")()
     ffn_norm = Norm(x.shape[-1], name="ffn_norm")()
