@@ -5,13 +5,20 @@ from ml_collections import ConfigDict
 
 from ssl_jax.errors import UserError, check_choice
 from ssl_jax.knobs import Knob, merge
-from ssl_jax.models.encoders import positions, rope, stack, transformer
+from ssl_jax.models.encoders import (
+  conformer,
+  positions,
+  rope,
+  stack,
+  transformer,
+)
 from ssl_jax.models.encoders.block import Block
 
 # A new block is one file with a `Block`, and one line here.
 ENCODERS: dict[str, type[Block]] = {
   "transformer": transformer.Block,
   "rope": rope.Block,
+  "conformer": conformer.Block,
 }
 
 _KNOBS = {
@@ -19,7 +26,8 @@ _KNOBS = {
     "transformer",
     "The block of each layer. `transformer`: attention, then feed-forward, as "
     "published. `rope`: norms first, rotary positions, normed queries and "
-    "keys, gated feed-forward.",
+    "keys, gated feed-forward. `conformer`: a convolution in each layer as "
+    "well.",
     role="architecture",
     choices=lambda: ENCODERS,
   ),
