@@ -1,8 +1,8 @@
 """Label sets: what frames are classified as, named by `hubert.labels`.
 
-A set is k-means on MFCC (a key of `mfcc.FRAMES`), a random projection (`rq`, or
-`rq:N`), or stored labels, which come with the batches: those of a folder, or
-those that the run's first stage makes (`self`).
+A set is k-means on MFCC or the like (a key of `mfcc.FRAMES`), a random
+projection (`rq`, or `rq:N`), or stored labels, which come with the batches:
+those of a folder, or those that the run's first stage makes (`self`).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ KNOBS = {
     "mfcc",
     "Label sets, comma-separated: `mfcc` (k-means on MFCC, fitted at start; "
     "labels are made in the step), `mfcc_clip` (the same of MFCC less each "
-    "clip's mean and variance), `rq:N` (the N-th random projection of log-mel "
+    "clip's mean and variance), `dct_clip` (of the 2-D DCT of log-mel frames "
+    "over 80 ms, less the same), `rq:N` (the N-th random projection of log-mel "
     "frames, as in BEST-RQ), `self` (k-means on an encoder that the run trains "
     "first), or a folder that ssl_jax.label wrote. A set named twice is "
     "predicted after two layers.",
@@ -194,7 +195,7 @@ def flops(sets: Sequence[LabelSet], num_samples: int) -> int:
   total = spectra if made else 0
   for one in made:
     if one.is_fitted:
-      total += fbank.mfcc_flops(num_samples) - spectra
+      total += mfcc.flops(one.name, num_samples) - spectra
       total += 2 * frames * mfcc.CHANNELS * one.clusters
     else:
       total += rq.flops(num_samples, one.clusters)
