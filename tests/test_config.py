@@ -43,6 +43,9 @@ EXPERIMENTS = [
   "slim:objective=wav2vec2",
   "slim:objective=bestrq",
   "slim:objective=wav2vec2,size=large",
+  "fast",
+  "fast:recipe=control",
+  "fast:recipe=visible,scale=smoke",
   "probe:task=asr",
   "probe:task=asr,profile=mini",
   *(f"probe:task={task},profile=full" for task in TASKS),
@@ -155,7 +158,7 @@ def test_the_second_iteration_is_the_published_one(size):
 
 def test_every_file_of_configs_has_a_golden_text():
   files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-  families = {"isoflop"}  # tests/test_sweep.py
+  families = {"isoflop", "race"}  # tests/test_sweep.py
   assert files == {e.partition(":")[0] for e in EXPERIMENTS} | families
 
 
