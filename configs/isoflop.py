@@ -34,6 +34,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # before the decay of each: all but the largest cost only their decay. 1: each
   # run is trained from scratch, and decays from its warm-up on, as the study's.
   family.decay_fraction = 0.2
+  # Tasks of ssl_jax.probe that score each run: on the packaged clips, or on the
+  # corpus in `probe_dir`, as `phone` needs.
+  family.probes, family.probe_dir = (), ""
   if scale == "slim":
     family.size = ("30", "50", "70", "100", "130", "160", "200", "base")
     family.flops = (6.7e17, 1.33e18)

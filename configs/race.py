@@ -1,9 +1,8 @@
 """A race of the recipes of configs/fast.py at equal FLOPs.
 
   python -m ssl_jax.sweep --config=configs/race.py --workdir=runs/race \\
-      --config.data.source=records --config.data.dir=STUDY ...
-  python -m ssl_jax.probe --config=configs/probe.py:task=phone,profile=study \\
-      --checkpoint=RUN ...  (of each run)
+      --config.data.source=records --config.data.dir=PREPARED \\
+      --config.probe_dir=CORPUS "--config.probes=('phone', 'words')"
   python -m ssl_jax.report runs/race
 
 scale: smoke (default): a model of 1.3 M parameters, hours of two cores. slim:
@@ -37,4 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   family.hours = (0.0,)  # Hours of training audio; 0: all.
   family.seed = (0, 1, 2)
   family.decay_fraction = 0.2  # Share of the updates after the warm-up.
+  # Tasks of ssl_jax.probe that score each run: on the packaged clips, or on the
+  # corpus in `probe_dir`, as `phone` needs.
+  family.probes, family.probe_dir = ("words",), ""
   return family

@@ -7,7 +7,8 @@
 
 --config.KEY=VALUE sets a key of the family, as `size`, or where it has a dot,
 as `data.dir`, one of every run's config. Each run is a `python -m ssl_jax.main`
-in a folder of --workdir. What is done is skipped, what was interrupted goes on,
+in a folder of --workdir, and is scored by the `probes` that the family names
+(tasks of ssl_jax.probe). What is done is skipped, what was interrupted goes on,
 and a run that fails does not stop the others: it is listed at the end, and the
 exit status is 1. The last line on stdout is a JSON object.
 """
@@ -45,7 +46,7 @@ def main() -> dict:
   # The accelerator is for the runs: this process only counts.
   os.environ["JAX_PLATFORMS"] = "cpu"
   from ssl_jax.errors import UsageError, UserError
-  from ssl_jax.training import sweep
+  from ssl_jax.training import sweep, sweep_probes
 
   if _INDEX.value >= _COUNT.value:
     raise UsageError(
@@ -56,7 +57,10 @@ def main() -> dict:
       f"--config={cli.FLAGS['config'].config_filename} is no family: give one "
       "as configs/isoflop.py"
     )
-  workdir = Path(_WORKDIR.value)
+  workdir, probes = (
+    Path(_WORKDIR.value),
+    sweep_probes.of_family(cli.FLAGS.config),
+  )
   groups = sweep.expand(cli.FLAGS.config, _SET.value, workdir)
   runs = [
     run for group in groups[_INDEX.value :: _COUNT.value] for run in group
@@ -64,7 +68,7 @@ def main() -> dict:
   logging.getLogger("ssl_jax").info("%s", sweep.table(runs, workdir))
   failed = {}
   if not _DRY_RUN.value:
-    failed = sweep.train_all(runs, workdir, environment)
+    failed = sweep.train_all(runs, workdir, environment, probes)
     for name, problem in failed.items():
       logging.getLogger("ssl_jax").error("failed: %s: %s", name, problem)
   return {

@@ -196,6 +196,21 @@ def test_a_sweep_goes_on_past_a_failure_and_is_resumed(tmp_path):
   assert status == 0 and [run["name"] for run in again["runs"]] == fine
   assert read_jsonl(tmp_path / fine[0] / "metrics.jsonl") == before
 
+  # Probes asked for later are made up for.
+  probed = "--index=1", "--count=2", "--config.probes=('rank',)"
+  status, again, err = sweep(tmp_path, *probed)
+  assert status == 0 and not again["failed"]
+  made = [tmp_path / name / "probes" / "rank-smoke.json" for name in fine]
+  for path in made:
+    assert json.loads(path.read_text())["encoder"] == "model"
+    assert not [*path.parents[1].glob("features*")]
+  made[0].write_text("old")
+  made[1].unlink()
+  assert sweep(tmp_path, *probed)[0] == 0
+  assert made[0].read_text() == "old" and made[1].exists()
+  status, result, err = sweep(tmp_path, "--config.probes=('rink',)")
+  assert (status, result) == (1, None) and "did you mean 'rank'" in err
+
 
 @pytest.mark.slow
 def test_a_run_is_overridden_as_everywhere_and_by_the_old_name(tmp_path):

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.training import trunk
 from ssl_jax.training.setup import set_up
+from ssl_jax.training.sweep_probes import Probe, said_last
 
 _POLL_SECONDS = 0.5
 
@@ -140,22 +142,27 @@ def _group(
 
 
 def train_all(
-  runs: list[Run], workdir: Path, environment: dict[str, str]
+  runs: list[Run],
+  workdir: Path,
+  environment: dict[str, str],
+  probes: Sequence[Probe] = (),
 ) -> dict[str, str]:
-  """Trains what is not finished, one after the other, each in a process.
+  """Trains and probes what is not, one after the other, each in a process.
 
   Args:
     runs: in an order that has trunks before their branches.
     workdir: of the family.
     environment: of the processes.
+    probes: of each run.
 
   Returns:
     {name: last line said} of the runs that failed.
   """
   failed = {}
-  todo = [run for run in runs if not is_finished(workdir / run.name)]
+  todo = [run for run in runs if not is_finished(workdir / run.name, probes)]
+  untrained = [run for run in todo if not is_finished(workdir / run.name)]
   with tqdm(
-    total=sum(run.facts["own_flops"] for run in todo),
+    total=sum(run.facts["own_flops"] for run in untrained),
     unit="FLOP",
     unit_scale=True,
     disable=None,
@@ -163,27 +170,34 @@ def train_all(
     spent, began = 0.0, time.monotonic()
     for i, run in enumerate(todo):
       bar.set_description(f"{run.name} ({i + 1}/{len(todo)})")
-      if run.trunk in failed:
-        failed[run.name] = f"its trunk, {run.trunk}, failed"
-      elif problem := _train(run, workdir / run.name, environment, bar, spent):
+      own, there = run.facts["own_flops"], workdir / run.name
+      problem = ""
+      if run.trunk in failed and not is_finished(workdir / run.trunk):
+        problem = f"its trunk, {run.trunk}, failed"
+      elif run in untrained:
+        problem = _train(run, there, environment, bar, spent)
+      if run in untrained:
+        spent += own
+        bar.update(spent - bar.n)
+      for probe in probes:
+        if not problem and not probe.is_done(there):
+          problem = probe.run(there, environment)
+      if problem:
         failed[run.name] = problem
         bar.write(f"{run.name} failed: {problem}", file=sys.stderr)
-      else:
-        done = spent + run.facts["own_flops"]
-        left = (time.monotonic() - began) / done * (bar.total - done)
-        bar.write(
-          f"{run.name} finished ({i + 1} of {len(todo)}), "
-          f"{tqdm.format_interval(left)} left at this pace",
-          file=sys.stderr,
-        )
-      spent += run.facts["own_flops"]
-      bar.update(spent - bar.n)
+        continue
+      done = f"{run.name} finished ({i + 1} of {len(todo)})"
+      if spent:
+        left = (time.monotonic() - began) / spent * (bar.total - spent)
+        done += f", {tqdm.format_interval(left)} left at this pace"
+      bar.write(done, file=sys.stderr)
   return failed
 
 
-def is_finished(workdir: Path) -> bool:
-  """Tells whether the run in a folder ended."""
-  return (workdir / "result.json").exists()
+def is_finished(workdir: Path, probes: Sequence[Probe] = ()) -> bool:
+  """Tells whether the run in a folder ended, and its probes."""
+  probed = all(probe.is_done(workdir) for probe in probes)
+  return (workdir / "result.json").exists() and probed
 
 
 def _train(
@@ -217,8 +231,7 @@ def _train(
   if trainer.returncode == 0:
     stopped = "stopped by SIGTERM; the same command goes on from here"
     return "" if is_finished(workdir) else stopped
-  *_, last = (workdir / "log.txt").read_text().splitlines() or ["nothing"]
-  return f"exit status {trainer.returncode}: {last.removeprefix('error: ')}"
+  return f"exit status {trainer.returncode}: {said_last(workdir)}"
 
 
 def table(runs: list[Run], workdir: Path) -> str:
