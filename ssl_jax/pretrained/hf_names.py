@@ -96,6 +96,12 @@ class Layout:
           f"transformers has no config.{kind}.name={name}: export the encoder "
           "with --format=stablehlo, or extract its features"
         )
+    if config.encoder.half_rate:
+      raise UserError(
+        f"transformers has no config.encoder.half_rate="
+        f"{config.encoder.half_rate}: export the encoder with "
+        "--format=stablehlo, or extract its features"
+      )
     self._stem, self._layer = frontend.modules, block.modules
     self.fixed: dict[str, Any] = _FIXED | frontend.fixed | block.fixed
     self.keys = dict(_KEYS)

@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssl_jax.errors import UserError, check_choice
+from ssl_jax.errors import check_choice
 from ssl_jax.knobs import Knob, merge
 from ssl_jax.models.encoders import (
   conformer,
+  half_rate,
   positions,
   rope,
   stack,
@@ -68,7 +69,7 @@ def make_block(config: ConfigDict) -> Block:
 def knobs() -> dict[str, Knob]:
   """Returns the knobs of `config.encoder`."""
   blocks = [block.knobs for block in ENCODERS.values()]
-  return merge(_KNOBS, stack.KNOBS, positions.KNOBS, *blocks)
+  return merge(_KNOBS, stack.KNOBS, half_rate.KNOBS, positions.KNOBS, *blocks)
 
 
 def check(config: ConfigDict) -> None:
@@ -79,8 +80,4 @@ def check(config: ConfigDict) -> None:
   """
   make_block(config.encoder).check()
   positions.Positions(config.encoder, parent=None).check()
-  if config.encoder.visible_only and not config.masking.share:
-    raise UserError(
-      "config.encoder.visible_only needs as many masked frames in each clip: "
-      "set config.masking.share, as in 0.5"
-    )
+  stack.check(config)

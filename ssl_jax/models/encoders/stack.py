@@ -3,6 +3,7 @@
 Axes: B clips, T frames, D width, L layers.
 """
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
 from ssl_jax.models import placement
 from ssl_jax.models.dropout import dropout, fold_in_all, key_words, row_keys
+from ssl_jax.models.encoders import half_rate
 from ssl_jax.models.encoders.block import Block
 from ssl_jax.models.encoders.positions import Positions
 from ssl_jax.models.norm import Norm, layer_norm
@@ -134,24 +137,24 @@ class Stack(nn.Module):
       # possible.
       keep = jax.random.bernoulli(key, 1 - config.layerdrop, keep.shape)
 
-    run = _traced_once(config, layer, frames, places)
-    each = params, words, keep
     # The layers' inputs [L, B, T, D], where they are asked for, and the last
     # state.
-    if config.scan_layers:
-
-      def body(x: jax.Array, one: Any) -> tuple[jax.Array, jax.Array | None]:
-        return run(x, *one), x if all_states else None
-
-      x, inputs = jax.lax.scan(body, x, each)
-    else:
-      inputs = []
-      for one in _unstack(each, config.num_layers):
-        inputs.append(x)
-        x = run(x, *one)
-      inputs = jnp.stack(inputs) if all_states else None
+    inputs = []
+    for begin, end, halved in half_rate.spans(config):
+      one = _cut(params, begin, end), _cut(words, begin, end), keep[begin:end]
+      if not halved:
+        run = _traced_once(config, layer, frames, places)
+        x, before = _through(run, config, x, one, all_states)
+      else:
+        low = half_rate.halve(x, frames)
+        at = 2 * jnp.arange(low.shape[1])[None]
+        run = _traced_once(config, layer, (frames + 1) // 2, at)
+        after, before = _through(run, config, low, one, all_states)
+        before = x + half_rate.double(before - low) if all_states else None
+        x = x + half_rate.double(after - low)
+      inputs.append(before)
     x = layer_norm(x, *norm) if layer.norm_first else x
-    x = jnp.concatenate([inputs, x[None]]) if all_states else x
+    x = jnp.concatenate([*inputs, x[None]]) if all_states else x
     return x[..., :time, :]
 
   def flops(self, frames: int, passing: int) -> dict[str, int]:
@@ -161,10 +164,75 @@ class Stack(nn.Module):
       frames: of the clip.
       passing: those of them that pass the layers.
     """
-    layer = self.block(self.config, self.dtype, parent=None).flops(passing)
+    block = self.block(self.config, self.dtype, parent=None)
     positions = Positions(self.config, parent=None).flops(frames)
-    layers = {k: self.config.num_layers * n for k, n in layer._asdict().items()}
+    layers = collections.Counter()
+    for begin, end, halved in half_rate.spans(self.config):
+      one = block.flops(-(-passing // 2) if halved else passing)
+      for _ in range(begin, end):
+        layers.update(one._asdict())
     return {"positions": positions} | layers
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the knobs of the stack against each other.
+
+  Args:
+    config: of the run.
+
+  Raises:
+    UserError: naming the knobs that do not go together.
+  """
+  encoder = config.encoder
+  half_rate.check(encoder)
+  if encoder.visible_only and not config.masking.share:
+    raise UserError(
+      "config.encoder.visible_only needs as many masked frames in each clip: "
+      "set config.masking.share, as in 0.5"
+    )
+  if encoder.visible_only and encoder.half_rate:
+    raise UserError(
+      "config.encoder.visible_only and config.encoder.half_rate: give one; "
+      "frames that are left out make no pairs"
+    )
+
+
+def _cut(tree: Any, begin: int, end: int) -> Any:
+  return jax.tree.map(
+    lambda x: x if (begin, end) == (0, len(x)) else x[begin:end], tree
+  )
+
+
+def _through(
+  run: Callable[..., jax.Array],
+  config: ConfigDict,
+  x: jax.Array,
+  each: Any,
+  all_states: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Passes frames through layers.
+
+  Args:
+    run: as `_traced_once` returns it.
+    config: config.encoder.
+    x: [B, T, D].
+    each: parameters, words and whether it is kept, of each layer.
+    all_states: return the layers' inputs as well.
+
+  Returns:
+    [B, T, D], and the inputs [layers, B, T, D] or None.
+  """
+  if config.scan_layers:
+
+    def body(x: jax.Array, one: Any) -> tuple[jax.Array, jax.Array | None]:
+      return run(x, *one), x if all_states else None
+
+    return jax.lax.scan(body, x, each)
+  inputs = []
+  for one in _unstack(each, len(each[2])):
+    inputs.append(x)
+    x = run(x, *one)
+  return x, jnp.stack(inputs) if all_states else None
 
 
 def _traced_once(
