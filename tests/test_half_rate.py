@@ -113,7 +113,7 @@ def test_it_trains_and_every_layer_is_read():
   for layer in range(4):
     np.testing.assert_allclose(encoder(clip, layer), states[layer], atol=1e-5)
   config.frontend.name = "waveform"
-  with pytest.raises(UserError, match="transformers has no .*half_rate"):
+  with pytest.raises(UserError, match=r"transformers has no .*half_rate"):
     hf_names.Layout(config)
 
 
