@@ -2,12 +2,13 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,10 +64,28 @@ def expand(
     UserError: a run could not start; it is named.
   """
   axes = (family[_kind(family)], family.size, family.hours, family.seed)
-  return [
-    _group(family, overrides, workdir, *values)
-    for values in itertools.product(*axes)
-  ]
+  with _saying_once():
+    return [
+      _group(family, overrides, workdir, *values)
+      for values in itertools.product(*axes)
+    ]
+
+
+@contextlib.contextmanager
+def _saying_once() -> Iterator[None]:
+  """Drops messages that were said before: runs open the same audio."""
+  said = set()
+
+  def is_new(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not (message in said or said.add(message))
+
+  log = logging.getLogger("ssl_jax")
+  log.addFilter(is_new)
+  try:
+    yield
+  finally:
+    log.removeFilter(is_new)
 
 
 def _kind(family: ConfigDict) -> str:
