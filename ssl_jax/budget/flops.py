@@ -33,7 +33,7 @@ class Forward:
   head: int
   targets: int  # Computed once per clip, without a backward pass.
   stem_is_learned: bool = True
-  decoder: int = 0  # Of an encoder that sees visible frames only.
+  decoder: int = 0  # Only `encoder.visible_only` has one.
 
   @property
   def total(self) -> int:

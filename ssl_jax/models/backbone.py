@@ -105,7 +105,7 @@ class Backbone(nn.Module):
   def _visible(self, frames: int) -> int:
     """Returns how many of a clip's frames are not masked, at most."""
     share = self.config.masking.share
-    # Of fewer frames than these, no more are visible.
+    # A shorter clip has no more visible frames than that.
     return frames - masking.masked_of(share, frames)
 
   def flops(self, num_samples: int, masked: bool = False) -> dict[str, int]:

@@ -18,8 +18,9 @@ from ssl_jax.models.norm import clip_moments
 from ssl_jax.signal import fbank
 
 CHANNELS = 39  # 13 cepstra, their slopes, and the slopes of those.
-_MELS, _CEPSTRA = 80, 13  # Of `dct_clip`.
-_SPAN, _MODULATIONS = 8, 3  # Its frames of 10 ms, and what is kept of them.
+# `dct_clip` keeps so many cosines of 80 mel channels, and of 8 frames of 10 ms.
+_MELS, _CEPSTRA = 80, 13
+_SPAN, _MODULATIONS = 8, 3
 _EPSILON = 1e-5
 
 
@@ -34,10 +35,7 @@ def standardised(waveform: jax.Array, length: jax.Array) -> jax.Array:
     [B, 10 ms frames, 39].
   """
   frames = fbank.mfcc_with_deltas(waveform, length)
-  real = (
-    jax.numpy.arange(frames.shape[1]) < fbank.num_fbank_frames(length)[:, None]
-  )
-  return _standardised(frames, real)
+  return _standardised(frames, _real(frames, length))
 
 
 def two_dimensional(waveform: jax.Array, length: jax.Array) -> jax.Array:
@@ -55,8 +53,7 @@ def two_dimensional(waveform: jax.Array, length: jax.Array) -> jax.Array:
     [B, 10 ms frames, 39].
   """
   mels = fbank.log_mel(waveform, _MELS)
-  count = mels.shape[1]
-  real = jnp.arange(count) < fbank.num_fbank_frames(length)[:, None]
+  count, real = mels.shape[1], _real(mels, length)
   mels = jnp.where(real[..., None], _standardised(mels, real), 0)
   cepstra = _product(mels, _cosines(_CEPSTRA, _MELS).T)
   before = _SPAN // 2 - 1
@@ -64,6 +61,12 @@ def two_dimensional(waveform: jax.Array, length: jax.Array) -> jax.Array:
   around = [cepstra[:, i : i + count] for i in range(_SPAN)]
   kept = _product(jnp.stack(around, axis=-1), _cosines(_MODULATIONS, _SPAN).T)
   return kept.reshape(*kept.shape[:2], CHANNELS)
+
+
+def _real(frames: jax.Array, length: jax.Array) -> jax.Array:
+  """Tells which frames are of the clips, bool [B, 10 ms frames]."""
+  count = fbank.num_fbank_frames(length)
+  return jnp.arange(frames.shape[1]) < count[:, None]
 
 
 def _standardised(frames: jax.Array, real: jax.Array) -> jax.Array:

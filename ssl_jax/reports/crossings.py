@@ -1,4 +1,4 @@
-"""How many times fewer FLOPs a recipe needs than the control, for one score.
+"""Crossings: a recipe needs N times fewer FLOPs than the control for a score.
 
 The control is the recipe named `control` (`config.recipe`). Between the budgets
 that were trained, scores are taken to be linear in the logarithm of the FLOPs.

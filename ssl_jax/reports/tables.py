@@ -15,7 +15,7 @@ Columns = dict[str, Callable[[Any], str]]
 
 
 def run_columns(price: float | None) -> Columns:
-  """What a run is, and what it cost."""
+  """Returns columns that say what a run is, and what it cost."""
   return {
     "Run": lambda r: r.name,
     "Objective": lambda r: r.series,
@@ -42,7 +42,7 @@ def run_columns(price: float | None) -> Columns:
 
 
 def probe_columns(runs: Sequence[Run]) -> Columns:
-  """Of runs that were probed."""
+  """Returns columns of scores."""
   tasks = sorted({task for run in runs for task in run.probes})
   columns = run_columns(None)
   return {
@@ -52,7 +52,7 @@ def probe_columns(runs: Sequence[Run]) -> Columns:
 
 
 def time_columns(runs: Sequence[Run]) -> Columns:
-  """Of the wall time by its parts."""
+  """Returns columns of the wall time's parts."""
   parts = dict.fromkeys(part for run in runs for part in run.seconds)
   return {
     "Run": lambda r: r.name,
@@ -66,7 +66,7 @@ def _part(seconds: float, run: Run) -> str:
 
 
 def difference_columns() -> Columns:
-  """Of encoders compared in pairs (`Difference`)."""
+  """Returns columns of a `Difference`."""
   return {
     "Measure": lambda d: d.measure,
     "Better": lambda d: d.one,
@@ -88,7 +88,7 @@ def best_rows(runs: Sequence[Run]) -> list[Run]:
 
 
 def best_columns(runs: Sequence[Run]) -> Columns:
-  """Of `best_rows`."""
+  """Returns columns of the runs in `best_rows`."""
   return {
     "Objective": lambda c: panel_name(c.one, runs),
     "Budget": lambda c: f"{readable(c.one.budget)}FLOP",
@@ -103,7 +103,7 @@ def best_columns(runs: Sequence[Run]) -> Columns:
 
 
 def optimum_columns(runs: Sequence[Run]) -> Columns:
-  """Of the minima of isoFLOP curves (`Optimum`)."""
+  """Returns columns of an `Optimum`."""
   return {
     "Objective": lambda o: panel_name(o.best.one, runs),
     "Budget": lambda o: f"{readable(o.budget)}FLOP",
@@ -137,7 +137,7 @@ def _interval(optimum: Optimum) -> str:
 
 
 def shape_columns(runs: Sequence[Run]) -> Columns:
-  """Of Slim beside Small."""
+  """Returns columns of a pair, Slim and Small."""
   return {
     "Objective": lambda pair: panel_name(pair[0].one, runs),
     "Budget": lambda pair: f"{readable(pair[0].one.budget)}FLOP",
@@ -170,7 +170,7 @@ def _money(value: float | None) -> str:
 
 
 def crossing_columns() -> Columns:
-  """Of recipes against the control (`Crossing`)."""
+  """Returns columns of a `Crossing`."""
   return {
     "Measure": lambda c: c.measure,
     "Recipe": lambda c: c.recipe,

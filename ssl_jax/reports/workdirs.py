@@ -1,4 +1,4 @@
-"""Where in a folder runs are."""
+"""Finds the runs that are in a folder."""
 
 import os
 from collections.abc import Iterator

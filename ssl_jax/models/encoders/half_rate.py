@@ -49,7 +49,7 @@ def spans(config: ConfigDict) -> list[tuple[int, int, bool]]:
   count = config.num_layers
   if not config.half_rate:
     return [(0, count, False)]
-  # Of an encoder that was cut after a layer, some may be gone.
+  # An encoder that was cut after a layer may lack some of them.
   begin, end = (
     min(config.half_rate[0] - 1, count),
     min(config.half_rate[1], count),
