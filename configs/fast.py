@@ -4,8 +4,8 @@
   python -m ssl_jax.main --config=configs/fast.py:recipe=mel,scale=smoke
 
 recipe: what differs from the control, each measured in docs/results/race.md.
-  control: the published recipe, but for log-mel frames in place of the waveform
-    stem: at Slim's shape 3.2 times cheaper a second of audio.
+  control: the scale's own HuBERT, but for log-mel frames in place of the
+    waveform stem: at Slim's shape 3.2 times cheaper a second of audio.
   mel (default): linear logits of masked frames, positions of 31 frames (0.6 s),
     no dropout.
   visible: mel, and only the half of the frames that is not masked passes the
@@ -46,9 +46,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     try:
       flops = float(values["budget"])
     except ValueError:
+      flops = 0.0
+    if not 0 < flops < float("inf"):
       raise UserError(
         f"budget={values['budget']!r}: expected training FLOPs, as in 1e17"
-      ) from None
+      )
   if flops:
     config.budget.updates, config.budget.flops = 0, flops
   RECIPES[values["recipe"]](config)

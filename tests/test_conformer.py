@@ -121,5 +121,5 @@ def test_it_costs_the_convolution_more_than_a_plain_layer():
 def test_it_needs_all_frames():
   config = settings()
   config.encoder.visible_only, config.masking.share = True, 0.5
-  with pytest.raises(UserError, match="conformer's convolutions need all"):
+  with pytest.raises(UserError, match="'conformer' needs all frames"):
     config_lib.validate(config)

@@ -58,9 +58,9 @@ def curve(name, means, generator, seeds=3, units=26, seed_std=0.0):
   return Curve(name, cells, scored)
 
 
-def cross(control, other, place):
+def cross(control, other, place, higher=True):
   noise = crossings._seed_noise([control, other])
-  return crossings._crossing("m", True, control, place, other, noise)
+  return crossings._crossing("m", higher, control, place, other, noise)
 
 
 def test_a_recipe_twice_as_good_is_found_to_be():
@@ -77,6 +77,38 @@ def test_a_recipe_twice_as_good_is_found_to_be():
   assert crossings.times(found, found.factor) == "above 4.00"
   found = cross(control, curve("never", line - 0.4, generator), 2)
   assert crossings.times(found, found.factor) == "below 0.50"
+
+
+def test_a_recipe_gains_nothing_on_itself():
+  generator = np.random.default_rng(3)
+  means = np.array([0.1, 0.3, 0.2, 0.5])
+  control = curve("control", means, generator)
+  for place in range(4):
+    found = cross(control, control, place)
+    assert found.factor == pytest.approx(1)
+  # Errors are better low.
+  line = 0.5 - 0.04 * np.log2(FLOPS / 1e12)
+  control = curve("control", line, generator)
+  found = cross(control, curve("twice", line - 0.04, generator), 2, False)
+  assert found.factor == pytest.approx(2, rel=0.1)
+
+
+def test_a_budget_of_one_seed_leaves_the_spread_of_the_others():
+  generator = np.random.default_rng(4)
+  line = 0.2 + 0.04 * np.log2(FLOPS / 1e12)
+  pair = []
+  for name in ("control", "other"):
+    made = curve(name, line, generator, seed_std=0.05)
+    for values in (made.scored[-1]["tests"], made.scored[-1]["draws"]):
+      del values[1:]
+    made.cells[-1] = Cell(made.cells[-1].runs[:1])
+    pair.append(made)
+  noise = crossings._seed_noise(pair)
+  # 0.05 and 1 seed at worst; Student's t of 4 has a variance of 2.
+  assert 0.03 < noise.std() / 2**0.5 < 0.09
+  # A draw of nothing is left out.
+  pair[0].scored[0]["draws"][0][0] = None
+  assert np.isfinite(cross(*pair, 1).interval).all()
 
 
 def test_nine_of_ten_intervals_hold_the_truth():
@@ -107,6 +139,7 @@ def test_the_report_races_recipes(tmp_path):
         luck = generator.normal(0, 0.001)
         measured(workdir, [0.04 * i + gain + luck])
   write_run(tmp_path / "unnamed", "30", 1e12)
+  measured(tmp_path / "unnamed", [0.9])
   rows, broken = runs.read([tmp_path])
   written = page.write(rows, broken, tmp_path / "out", "T", None)
   found = {c["budget"]: c for c in written["crossings"]}
@@ -120,3 +153,15 @@ def test_the_report_races_recipes(tmp_path):
   assert "mel needs 2.0" in page.summary(rows, broken) or (
     "mel needs 1.9" in page.summary(rows, broken)
   )
+
+
+def test_two_controls_are_none(tmp_path, caplog):
+  for name, weight in (("control", 1e-5), ("control", 2e-5), ("mel", 3e-5)):
+    for flops in FLOPS[:2]:
+      workdir = tmp_path / f"{weight:g}-{flops:g}"
+      given = [f"recipe={name}", f"optimizer.weight_decay={weight}"]
+      write_run(workdir, "30", flops, config=given)
+      measured(workdir, [0.1])
+  rows, _ = runs.read([tmp_path])
+  assert crossings.crossings(rows) == []
+  assert "2 recipes of size 30 are named control" in caplog.text

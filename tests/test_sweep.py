@@ -15,6 +15,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.files import read_jsonl
 from ssl_jax.knobs import flatten
 from ssl_jax.training import sweep as family_lib
+from ssl_jax.training import sweep_probes
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -204,12 +205,48 @@ def test_a_sweep_goes_on_past_a_failure_and_is_resumed(tmp_path):
   for path in made:
     assert json.loads(path.read_text())["encoder"] == "model"
     assert not [*path.parents[1].glob("features*")]
-  made[0].write_text("old")
+  made[0].write_text(made[0].read_text().replace("{", '{"seen": 1,', 1))
   made[1].unlink()
   assert sweep(tmp_path, *probed)[0] == 0
-  assert made[0].read_text() == "old" and made[1].exists()
-  status, result, err = sweep(tmp_path, "--config.probes=('rink',)")
-  assert (status, result) == (1, None) and "did you mean 'rank'" in err
+  assert "seen" in json.loads(made[0].read_text()) and made[1].exists()
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    ({"probes": ("rink",)}, "did you mean 'rank'"),
+    ({"probes": ("phone",)}, "packaged clips are not enough for phone"),
+    ({"probes": ("words",), "probe_dir": "none"}, "no such corpus"),
+  ],
+)
+def test_probes_that_cannot_be_made_are_refused_at_once(given, said):
+  with pytest.raises(UserError, match=said):
+    sweep_probes.of_family(smoke(**given))
+
+
+def test_a_result_of_another_corpus_is_not_the_probes(tmp_path):
+  (tmp_path / "probes").mkdir()
+  path = tmp_path / "probes" / "phone-study.json"
+  probe = sweep_probes.Probe("phone", "here")
+  assert not probe.is_done(tmp_path)
+  for folder, done in (("there", False), ("here", True)):
+    path.write_text(json.dumps({"config": {"data": {"dir": folder}}}))
+    assert probe.is_done(tmp_path) == done
+  path.write_text("cut sh")
+  assert not probe.is_done(tmp_path)
+
+
+def test_recipes_are_an_axis(tmp_path):
+  family = config_lib.load(f"{ROOT}/configs/race.py")
+  family.config = f"{ROOT}/{family.config}"
+  groups = family_lib.expand(family, TINY, tmp_path)
+  assert len(groups) == len(family.recipe) * len(family.seed)
+  runs = [run for group in groups for run in group]
+  assert {run.name.partition("-")[0] for run in runs} == {*family.recipe}
+  assert all(run.facts["objective"] == "hubert" for run in runs)
+  del family.recipe
+  with pytest.raises(UserError, match="neither objectives nor recipes"):
+    family_lib.expand(family, TINY, tmp_path)
 
 
 @pytest.mark.slow

@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 from ssl_jax import SAMPLE_RATE
 from ssl_jax import config as config_lib
 from ssl_jax.budget import updates as updates_lib
-from ssl_jax.budget.flops import REFERENCE_CROP, readable
+from ssl_jax.budget.flops import REFERENCE_CROP, forward_flops, readable
 from ssl_jax.errors import UserError
 from ssl_jax.objectives import make_objective
 from ssl_jax.optimizers import schedule as schedule_lib
 from ssl_jax.text import two_columns
 
-_PARTS = ("stem", "projection", "positions", "attention", "ffn", "head")
+_PARTS = "stem,projection,positions,attention,ffn,decoder,head".split(",")
 
 
 def facts(
@@ -39,7 +39,8 @@ def facts(
     other = config_lib.load(origin)
     earlier = updates_lib.run_flops(other)
     crops = hours * 3600 * SAMPLE_RATE / REFERENCE_CROP
-    labelling = crops * updates_lib.clip_flops(other, REFERENCE_CROP).total
+    head = make_objective(other).head_flops(REFERENCE_CROP)
+    labelling = crops * forward_flops(other, REFERENCE_CROP, head).total
   if with_earlier:
     left = updates_lib.run_flops(config) - earlier - labelling
     if left <= 0:

@@ -56,7 +56,11 @@ class Forward:
 
 
 def forward_flops(
-  config: ConfigDict, num_samples: int, head: int, targets: int = 0
+  config: ConfigDict,
+  num_samples: int,
+  head: int,
+  targets: int = 0,
+  masked: bool = False,
 ) -> Forward:
   """Counts one clip of `num_samples` samples.
 
@@ -65,9 +69,10 @@ def forward_flops(
     num_samples: of the clip as computed, padding included.
     head: FLOPs of the objective's head for such a clip.
     targets: FLOPs of its targets.
+    masked: as in training, where some frames may not pass the encoder.
   """
   return Forward(
-    **Backbone(config).flops(num_samples, masked=True),
+    **Backbone(config).flops(num_samples, masked),
     head=head,
     targets=targets,
     stem_is_learned=frontends.make(config.frontend).is_learned,

@@ -41,6 +41,7 @@ def clip_flops(config: ConfigDict, num_samples: int) -> Forward:
     num_samples,
     objective.head_flops(num_samples),
     objective.target_flops(num_samples),
+    masked=True,
   )
 
 

@@ -26,7 +26,8 @@ from ssl_jax.signal import masking
 class Encoded(NamedTuple):
   """The backbone's result.
 
-  hidden: [B, T, D], or [L + 1, B, T, D] when all states were asked for.
+  hidden: [B, T, D], or [L + 1, B, T, D] when all states were asked for; those
+    of masked clips with `encoder.visible_only` hold the visible frames alone.
   features: [B, T, C] the frontend's output, before its norm.
   normed: [B, T, C] the same after it: what is projected and masked.
   """
@@ -59,7 +60,8 @@ class Backbone(nn.Module):
       waveform: [B, S], floats in [-1, 1].
       length: int32 [B], samples.
       mask: bool [B, T], True where the frame is replaced by the mask vector;
-        None masks nothing.
+        None masks nothing. With `encoder.visible_only` it masks the share of
+        each clip's frames that `masking.share` says, or more.
       key: of the dropouts and layerdrop; None turns them off.
       draw_ids: int32 [B], which tell the clips' random draws apart; None: their
         places in the batch.

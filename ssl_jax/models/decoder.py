@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from ssl_jax.models import placement
 from ssl_jax.models.encoders.positions import grouped_conv
 from ssl_jax.models.gelu import gelu
 from ssl_jax.models.linear import torch_linear_init
@@ -58,14 +59,15 @@ class Decoder(nn.Module):
     # As wide as the convolution for positions, in one or more channels.
     channels = width // self.config.position_groups
     std = (1 / (_TAPS * channels)) ** 0.5
+    spread = placement.current().spread
     for i in range(_LAYERS):
       x = jnp.where(frames[..., None], x, 0)
       kernel = self.param(
         f"kernel_{i}", nn.initializers.normal(std), (_TAPS, channels, width)
       )
       bias = self.param(f"bias_{i}", nn.initializers.zeros, (width,))
-      y = grouped_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
-      x = x + gelu(_norm(y))
+      y = grouped_conv(spread(x), kernel.astype(self.dtype))
+      x = x + spread(gelu(_norm(y + bias.astype(self.dtype))))
     return x
 
   def flops(self, frames: int, visible: int) -> int:

@@ -23,6 +23,8 @@ def load_heads(encoder: Encoder) -> tuple[dict[str, Any], Any] | None:
   if encoder.origin["update"] is None:
     return hf_read.read_heads(Path(encoder.origin["path"].partition(":")[2]))
   name = encoder.config.objective.name
+  if encoder.config.encoder.visible_only:
+    return None  # It was the decoder's, and tells nothing of the encoder.
   if not make_objective(encoder.config).continues_heads:
     return None
   shapes = dict(abstract_params(encoder.config))

@@ -100,6 +100,7 @@ def probe(
   if "draws" in first:
     result["measured"] = measure.facts
     result["identity"] = _identity(config, measure)
+    result["compared"] = measure.compared
   if "draws" in first and measure.compared:
     result["comparisons"] = {
       name: tally.compare(first, scores) for name, scores in baselines.items()

@@ -91,7 +91,7 @@ def objectives(runs: Sequence[Run]) -> style.Made | None:
 def race(runs: Sequence[Run]) -> style.Made | None:
   """Scores of recipes over FLOPs, a panel a measure."""
   races = [
-    (f"{measure}, {size_name(race[0].cells[0].one.size)}", race)
+    (f"{measure}, {_of_race(race[0].cells[0].one)}", race)
     for measure in measures(runs)
     for race in crossings.curves(runs, measure)
   ]
@@ -130,6 +130,11 @@ def race(runs: Sequence[Run]) -> style.Made | None:
     "several, seeds. Accuracies and mean average precision are better high, "
     "ABX low.",
   )
+
+
+def _of_race(run: Run) -> str:
+  hours = f", {run.data_hours:g} h" if run.data_hours else ""
+  return size_name(run.size) + hours
 
 
 def _bars(

@@ -4,6 +4,7 @@ The control is the recipe named `control` (`config.recipe`). Between the budgets
 that were trained, scores are taken to be linear in the logarithm of the FLOPs.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ssl_jax.reports.differences import measures, scored_cells
 from ssl_jax.reports.runs import Run
 
 CONTROL = "control"
+_log = logging.getLogger("ssl_jax")
 _INTERVAL = (0.05, 0.95)
 
 
@@ -51,8 +53,9 @@ class Curve(NamedTuple):
   @property
   def draws(self) -> np.ndarray:
     """[N, R] means over seeds in each draw of the speakers."""
+    # None of JSON is NaN: a draw in which nothing could be scored.
     return np.array(
-      [np.mean(scored["draws"], axis=0) for scored in self.scored]
+      [np.nanmean(np.array(x["draws"], float), axis=0) for x in self.scored]
     )
 
   @property
@@ -90,7 +93,8 @@ class Crossing(NamedTuple):
 def curves(runs: Sequence[Run], measure: str) -> list[list[Curve]]:
   """Returns the curves that race each other: of one size and one data set.
 
-  The control is the first of each list; without it or a rival there is none.
+  The control is the first of each list. Without it or a rival there is none,
+  nor where recipes of several settings are named `control`.
   """
   scored = [
     (cell, joined)
@@ -98,9 +102,7 @@ def curves(runs: Sequence[Run], measure: str) -> list[list[Curve]]:
     if cell.one.called
   ]
   races = []
-  for alike in group(
-    scored, lambda pair: (pair[0].one.size, pair[0].one.data_hours)
-  ).values():
+  for alike in group(scored, lambda pair: _raced_with(pair[0].one)).values():
     made = []
     for own in group(
       alike, lambda pair: (pair[0].one.called, pair[0].one.recipe)
@@ -108,9 +110,20 @@ def curves(runs: Sequence[Run], measure: str) -> list[list[Curve]]:
       own.sort(key=lambda pair: pair[0].one.budget)
       made.append(Curve(own[0][0].one.called, *map(list, zip(*own))))
     made.sort(key=lambda curve: curve.name != CONTROL)
-    if len(made) > 1 and made[0].name == CONTROL:
+    controls = sum(curve.name == CONTROL for curve in made)
+    if controls > 1:
+      _log.warning(
+        "%d recipes of size %s are named %s, and differ: nothing is compared "
+        "with them",
+        *(controls, made[0].cells[0].one.size, CONTROL),
+      )
+    elif controls and len(made) > 1:
       races.append(made)
   return races
+
+
+def _raced_with(run: Run) -> tuple:
+  return run.size, run.corpus, run.data_hours
 
 
 def crossings(runs: Sequence[Run]) -> list[Crossing]:
@@ -158,20 +171,24 @@ def _crossing(
   noise: np.ndarray,
 ) -> Crossing:
   sign = 1 if higher_is_better else -1
+
+  def factor(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """FLOPs of the control over the recipe's. [N, R], [M, R] -> [R]."""
+    target = ours[place]
+    return reached(control.flops, sign * ours, sign * target) / reached(
+      other.flops, sign * theirs, sign * target
+    )
+
   budget, flops = control.flops[place], other.flops
-
-  def factor(score: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    return budget / reached(flops, sign * scores, sign * score)
-
-  drawn = factor(control.draws[place] + noise[0], other.draws + noise[1])
+  drawn = factor(control.draws + noise[0], other.draws + noise[1])
   return Crossing(
     measure,
     other.name,
     control.cells[place].one.size,
     float(budget),
     float(control.scores[place]),
-    float(factor(control.scores[place, None], other.scores[:, None])[0]),
-    tuple(np.quantile(drawn, _INTERVAL).tolist()),
+    float(factor(control.scores[:, None], other.scores[:, None])[0]),
+    tuple(np.nanquantile(drawn, _INTERVAL).tolist()),
     (float(budget / flops[-1]), float(budget / flops[0])),
     (other.seeds, control.seeds),
   )
@@ -181,6 +198,9 @@ def reached(
   flops: np.ndarray, scores: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
   """Returns the FLOPs at which a curve first has a score.
+
+  A curve that falls in between has it again later. As this is so of both curves
+  that are compared, neither gains by noise.
 
   Args:
     flops: [N], ascending.
@@ -210,16 +230,19 @@ def _seed_noise(race: Sequence[Curve]) -> np.ndarray:
   each nothing is known of it, and it is 0.
   """
   count = race[0].draws.shape[1]
-  freedoms = [curve.seeds - 1 for curve in race]
-  freedom = sum(freedoms)
-  if not freedom:
+  repeated = [
+    [np.array(x["tests"]) for x in curve.scored if len(x["tests"]) > 1]
+    for curve in race
+  ]
+  freedoms = [max(map(len, cells), default=1) - 1 for cells in repeated]
+  if not sum(freedoms):
     return np.zeros((len(race), count))
   variance = sum(
-    weight * np.mean([np.var(x["tests"], ddof=1) for x in curve.scored])
-    for weight, curve in zip(freedoms, race)
-    if weight
-  )
+    freedom * np.mean([tests.var(ddof=1) for tests in cells])
+    for freedom, cells in zip(freedoms, repeated)
+    if cells
+  ) / sum(freedoms)
   generator = np.random.default_rng(0)
-  noise = generator.standard_t(freedom, (len(race), count))
+  noise = generator.standard_t(sum(freedoms), (len(race), count))
   seeds = np.array([curve.seeds for curve in race])
-  return noise * np.sqrt(variance / freedom / seeds)[:, None]
+  return noise * np.sqrt(variance / seeds)[:, None]

@@ -36,6 +36,7 @@ class Run:
     recipe: its config, less seed, budget and what cannot change the result.
     trunk_flops: of `flops`, those that another run spent for it.
     before_hours: of `audio_hours`, those of a first stage.
+    corpus: its name.
     data_hours: of training audio, at most; 0: all there was.
     budget: FLOPs, the same for all runs within SAME_BUDGET.
     main: the objective's main term in validation, at the end.
@@ -60,6 +61,7 @@ class Run:
   audio_hours: float
   before_hours: float
   epochs: float | None
+  corpus: str
   data_hours: float
   seed: int
   budget: float
@@ -175,6 +177,8 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
   parts = result["seconds"] if isinstance(result.get("seconds"), dict) else {}
   frontend = str(_key(config, "frontend.name", ""))
   probed, measured = scores.read(workdir)
+  data = {name: knob.default for name, knob in sources.knobs().items()}
+  corpus = sources.corpus_name(ConfigDict(data | _key(config, "data", {})))
   run = Run(
     name=name,
     workdir=str(workdir),
@@ -191,6 +195,7 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
     audio_hours=_number(result, "audio_seconds") / 3600,
     before_hours=(_known(result, "before_audio_seconds") or 0) / 3600,
     epochs=_known(train[-1], "epoch") if train else None,
+    corpus=corpus,
     data_hours=float(_key(config, "data.hours", 0) or 0),
     seed=int(_key(config, "seed", 0)),
     budget=float(_key(config, "budget.flops", 0) or 0),
@@ -212,8 +217,6 @@ def _read(workdir: Path, name: str) -> tuple[Run, tuple[str, ...]]:
       (float(f), x["loss"], _share(x, main)) for f, x in zip(spent, valid)
     ),
   )
-  data = {name: knob.default for name, knob in sources.knobs().items()}
-  corpus = sources.corpus_name(ConfigDict(data | _key(config, "data", {})))
   return run, (objective, _targets(objective, config), frontend, corpus)
 
 
@@ -258,10 +261,14 @@ def _key(config: dict[str, Any], path: str, *default: Any) -> Any:
 
 def _recipe(config: dict[str, Any]) -> str:
   """Returns what tells its experiment apart: runs alike in it are seeds."""
-  roles = {key: ROLES[knob.role] for key, knob in config_lib.knobs().items()}
+  knobs = config_lib.knobs()
+  roles = {key: ROLES[knob.role] for key, knob in knobs.items()}
+  # A knob that its version lacked has its default.
+  flat = {key: knob.default for key, knob in knobs.items()}
+  flat |= flatten(ConfigDict(config))
   kept = {
     key: value
-    for key, value in flatten(ConfigDict(config)).items()
+    for key, value in flat.items()
     if not key.startswith(f"{config_lib.MADE_BY}.")
     and (key not in roles or roles[key].recipe)
   }

@@ -31,7 +31,7 @@ def read(workdir: Path) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     if found.get("encoder") == "model" and len(found.get("origins", "1")) == 1:
       name = f"{found['task']} {found['metric']}, {found['profile']}"
       scores[name] = float(found["test"])
-      if found.get("draws"):
+      if found.get("draws") and found.get("compared", True):
         clips = sum(map(int, found["clips"].values()))
         measured[f"{name}, {found['corpus']}, {clips:,} clips"] = {
           key: found[key] for key in _MEASURED

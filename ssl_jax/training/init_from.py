@@ -71,16 +71,20 @@ def fill(config: ConfigDict, params: Any) -> Any:
       fresh.shape, fresh.sharding, lambda index: value[index]
     )
 
-  fresh = sorted(params.keys() - loaded.keys())
+  # The decoder of `encoder.visible_only` is of no use beyond a run.
+  started = sorted(params["backbone"].keys() - encoder.params.keys())
+  fresh = sorted(params.keys() - loaded.keys()) + started
   _log.info(
     "parameters of %s%s",
     config.init_from,
     f"; fresh ones of {', '.join(fresh)}" if fresh else "",
   )
-  return params | {
-    name: jax.tree.map(place, tree, params[name])
+  placed = {
+    name: jax.tree.map(place, tree, {key: params[name][key] for key in tree})
     for name, tree in loaded.items()
   }
+  placed["backbone"] = params["backbone"] | placed["backbone"]
+  return params | placed
 
 
 def _heads(

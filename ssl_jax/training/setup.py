@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import SAMPLE_RATE, objectives, optimizers
+from ssl_jax import SAMPLE_RATE, optimizers
 from ssl_jax.budget import updates as updates_lib
 from ssl_jax.config import validate
 from ssl_jax.data.batch_plan import BatchPlan, valid_batches
@@ -101,7 +101,7 @@ def set_up(config: ConfigDict) -> Setup:
   """
   validate(config)
   config = init_from.adopt(config)
-  objectives.check(config)  # Of an architecture that may be another now.
+  validate(config)  # Its architecture may be another now.
   config = updates_lib.match(config)
   train_source = open_source(config.data, "train")
   valid_source = open_source(config.data, "valid")

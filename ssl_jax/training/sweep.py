@@ -89,8 +89,15 @@ def _saying_once() -> Iterator[None]:
 
 
 def _kind(family: ConfigDict) -> str:
-  """Returns which argument of the runs' config tells its methods apart."""
-  return "recipe" if "recipe" in family else "objective"
+  """Returns which argument of the runs' config tells its methods apart.
+
+  Raises:
+    UserError: the family has neither.
+  """
+  for kind in ("recipe", "objective"):
+    if kind in family:
+      return kind
+  raise UserError("the family names neither objectives nor recipes")
 
 
 def _group(
@@ -191,11 +198,11 @@ def train_all(
       bar.set_description(f"{run.name} ({i + 1}/{len(todo)})")
       own, there = run.facts["own_flops"], workdir / run.name
       problem = ""
-      if run.trunk in failed and not is_finished(workdir / run.trunk):
-        problem = f"its trunk, {run.trunk}, failed"
-      elif run in untrained:
-        problem = _train(run, there, environment, bar, spent)
       if run in untrained:
+        if run.trunk and not is_finished(workdir / run.trunk):
+          problem = f"its trunk, {run.trunk}, failed"
+        else:
+          problem = _train(run, there, environment, bar, spent)
         spent += own
         bar.update(spent - bar.n)
       for probe in probes:

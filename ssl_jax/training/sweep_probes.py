@@ -10,7 +10,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from ssl_jax import process
-from ssl_jax.errors import check_choice
+from ssl_jax.errors import UserError, check_choice
+from ssl_jax.files import read_object
 from ssl_jax.probes import TASKS
 
 
@@ -32,8 +33,12 @@ class Probe(NamedTuple):
 
   def is_done(self, workdir: Path) -> bool:
     """Tells whether there is a result of it in a run's folder."""
-    name = f"{self.task}-{self.profile}.json"
-    return (workdir / "probes" / name).exists()
+    path = workdir / "probes" / f"{self.task}-{self.profile}.json"
+    try:
+      probed = read_object(path)["config"]["data"]["dir"]
+    except (OSError, ValueError, LookupError, TypeError):
+      return False
+    return probed == self.corpus
 
   def run(self, workdir: Path, environment: dict[str, str]) -> str:
     """Probes a run's encoder; returns "" or what went wrong."""
@@ -63,12 +68,21 @@ def of_family(family: ConfigDict) -> list[Probe]:
   """Returns the probes of each run of a family.
 
   Raises:
-    UserError: there is no such task.
+    UserError: there is no such task, or not the corpus that it needs.
   """
-  tasks = family.get("probes", ())
-  for task in tasks:
+  if "probes" not in family:
+    return []
+  corpus = family.get("probe_dir") or ""
+  if corpus and not Path(corpus).exists():
+    raise UserError(f"config.probe_dir={corpus!r}: there is no such corpus")
+  for task in family.probes:
     check_choice("config.probes", task, TASKS)
-  return [Probe(task, family.probe_dir) for task in tasks]
+    if not corpus and not TASKS[task].packaged:
+      raise UserError(
+        f"config.probes={(*family.probes,)}: the packaged clips are not enough "
+        f"for {task}; name a corpus by config.probe_dir"
+      )
+  return [Probe(task, corpus) for task in family.probes]
 
 
 def said_last(workdir: Path) -> str:

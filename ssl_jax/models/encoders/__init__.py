@@ -78,6 +78,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: naming the knobs that do not go together.
   """
-  make_block(config.encoder).check()
+  block = make_block(config.encoder)
+  block.check()
   positions.Positions(config.encoder, parent=None).check()
-  stack.check(config)
+  stack.check(config, type(block))

@@ -36,6 +36,8 @@ class Block(nn.Module):
     tensor_axes: {"up/kernel": -1, ...}, the axis of each parameter that may be
       cut between devices that share a layer; others are whole on each.
     tensor_knobs: the knobs that the number of those devices must divide.
+    takes_places: its `__call__` takes `places`, and treats frames by them: the
+      next one in its input need not be the next one of the clip.
     float32: the submodules whose parameters are used in float32; those of
       others are given in `dtype`.
     hf: its names in transformers, modules as within a layer; None: transformers
@@ -48,6 +50,7 @@ class Block(nn.Module):
   knobs: ClassVar[dict[str, Knob]] = {}
   tensor_axes: ClassVar[dict[str, int]] = {}
   tensor_knobs: ClassVar[tuple[str, ...]] = ()
+  takes_places: ClassVar[bool] = False
   float32: ClassVar[tuple[str, ...]] = ()
   hf: ClassVar[HfNames | None] = None
 
@@ -56,7 +59,7 @@ class Block(nn.Module):
     x: jax.Array,
     frames: jax.Array,
     words: jax.Array | None,
-    places: jax.Array | None = None,
+    *places: jax.Array,
   ) -> jax.Array:
     """Computes the layer.
 
@@ -65,6 +68,8 @@ class Block(nn.Module):
       frames: int32 [B], the real frames of each clip.
       words: uint32 [B, 2], of the clips' dropout keys (`ssl_jax.models.
         dropout`), others for each layer; None for no dropout.
+      places: only of a block that `takes_places`, where some frames are left
+        out or averaged: int32 [B or 1, T], the frames' places in the clip.
 
     Returns:
       [B, T, D].

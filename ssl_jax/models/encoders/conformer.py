@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.errors import UserError
 from ssl_jax.knobs import Knob
+from ssl_jax.models import placement
 from ssl_jax.models.dropout import dropout
 from ssl_jax.models.encoders import block, transformer
 from ssl_jax.models.encoders.positions import grouped_conv
@@ -54,6 +54,7 @@ class Block(transformer.Block):
     *("first_norm", "attention_norm", "conv_norm", "depthwise_norm"),
     *("second_norm", "norm"),
   )
+  takes_places = False
   norm_first = False
   hf = None
 
@@ -63,9 +64,7 @@ class Block(transformer.Block):
     x: jax.Array,
     frames: jax.Array,
     words: jax.Array | None,
-    places: jax.Array | None = None,
   ) -> jax.Array:
-    del places  # There are none: `check`.
     rate = self.config.dropout
     x = x + 0.5 * self._half("first", x, words)
     y, bias = self._attention(self._normed("attention_norm", x), frames, words)
@@ -100,7 +99,9 @@ class Block(transformer.Block):
     x = jnp.where(real[..., None], value * nn.sigmoid(gate), 0)
     # Laid out as other kernels are, [in, out], with taps as inputs.
     kernel, bias = Linear((taps, width), self.dtype, name="depthwise")()
-    y = self._normed("depthwise_norm", grouped_conv(x, kernel[:, None]) + bias)
+    spread = placement.current().spread
+    y = spread(grouped_conv(spread(x), kernel[:, None]) + bias)
+    y = self._normed("depthwise_norm", y)
     kernel, bias = self._linear("conv_output", width, width)
     return jnp.matmul(nn.silu(y), kernel) + bias
 
@@ -112,11 +113,3 @@ class Block(transformer.Block):
       attention=plain.attention + convolution,
       ffn=8 * frames * width * (self.config.ffn_size // 2),
     )
-
-  def check(self) -> None:
-    super().check()
-    if self.config.visible_only:
-      raise UserError(
-        "config.encoder.visible_only: the conformer's convolutions need all "
-        "frames; take config.encoder.name='transformer' or 'rope'"
-      )

@@ -46,6 +46,7 @@ class Block(block.Block):
   the two of `ffn_size` that a plain one has.
   """
 
+  takes_places = True
   knobs = transformer.KNOBS | KNOBS
   tensor_axes = {
     f"{name}/{leaf}": -1

@@ -114,7 +114,10 @@ class Stack(nn.Module):
     x = jnp.where(frame_mask[..., None], x, 0)
     # Padded to what matrix units take whole; otherwise each product would pad
     # for itself.
-    x = jnp.pad(x, ((0, 0), (0, -time % _MULTIPLE), (0, 0)))
+    multiple = 2 * _MULTIPLE if config.half_rate else _MULTIPLE
+    # Written so that a symbolic length is seen to be a multiple.
+    padded = -(-time // multiple) * multiple
+    x = jnp.pad(x, ((0, 0), (0, padded - time), (0, 0)))
     x = x + Positions(config, self.dtype, name="positions")(x)
     norm = Norm(x.shape[-1], name="norm")()
     layer = self.block(config, self.dtype, parent=None)
@@ -174,17 +177,24 @@ class Stack(nn.Module):
     return {"positions": positions} | layers
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, block: type[Block]) -> None:
   """Checks the knobs of the stack against each other.
 
   Args:
     config: of the run.
+    block: of the stack.
 
   Raises:
     UserError: naming the knobs that do not go together.
   """
   encoder = config.encoder
   half_rate.check(encoder)
+  if encoder.visible_only and not block.takes_places:
+    raise UserError(
+      f"config.encoder.visible_only: config.encoder.name={encoder.name!r} "
+      "needs all frames, as its layers mix neighbours; take 'transformer' or "
+      "'rope'"
+    )
   if encoder.visible_only and not config.masking.share:
     raise UserError(
       "config.encoder.visible_only needs as many masked frames in each clip: "
@@ -247,7 +257,8 @@ def _traced_once(
   compiled.
   """
 
-  where = () if places is None else (places,)
+  takes = layer.takes_places and places is not None
+  where = (places,) if takes else ()
 
   @jax.jit
   def apply_layer(

@@ -53,6 +53,7 @@ class Block(block.Block):
   With `norm_first`: x -> norm, attention -> add -> norm, feed-forward -> add.
   """
 
+  takes_places = True
   knobs = KNOBS
   tensor_axes = _TENSOR_AXES
   tensor_knobs = ("num_heads", "ffn_size")
