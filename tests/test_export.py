@@ -197,12 +197,14 @@ np.save(sys.argv[2], encode(batch["waveform"], batch["length"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", ["logmel", "hf"])
+@pytest.mark.parametrize("origin", ["logmel", "half_rate", "hf"])
 def test_a_program_runs_with_jax_alone(origin, tmp_path):
   if origin == "hf":
     source = saved(tmp_path / "in", "hubert", "large")
   else:
-    source = finished_run(tiny(2))
+    config = tiny(2)
+    config.encoder.half_rate = (2, 2) if origin == "half_rate" else ()
+    source = finished_run(config)
   result = run("stablehlo", source, tmp_path / "out")
   encoder = ssl_jax.load(source)
   facts = json.loads((tmp_path / "out" / "encoder.json").read_text())

@@ -13,6 +13,7 @@ from ssl_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SLIM = f"{ROOT}/configs/slim.py"
+FAST = f"{ROOT}/configs/fast.py"
 # paper.md: updates of Slim's FLOPs.
 PUBLISHED = {
   "30": 550_070,
@@ -66,6 +67,9 @@ def test_parts_add_up_to_the_forward_pass():
     found = facts(config_lib.load(f"{SLIM}:objective={name}"))
     parts = found["forward_parts"].values()
     assert sum(parts) == found["forward_flops_per_crop"]
+  found = facts(config_lib.load(f"{FAST}:recipe=visible"))
+  assert sum(found["forward_parts"].values()) == found["forward_flops_per_crop"]
+  assert found["forward_parts"]["decoder"] > 0
 
 
 def test_twice_the_flops_are_twice_the_updates():

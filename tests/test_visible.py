@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_backbone import run, speech
-from tiny import finished_run, tiny
+from tiny import finished_run, reproducible, tiny
 
 import ssl_jax
 from ssl_jax import config as config_lib
@@ -19,7 +19,11 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import encoders
 from ssl_jax.models.backbone import Backbone
 from ssl_jax.models.decoder import Decoder
+from ssl_jax.models.encoders import positions
+from ssl_jax.models.norm import layer_norm
+from ssl_jax.pretrained import heads
 from ssl_jax.signal import masking
+from ssl_jax.training import loop
 
 SHARE, SPAN = 0.6, 4
 
@@ -104,20 +108,32 @@ def test_layers_see_what_transformers_layers_see_of_visible_frames():
 
 
 def test_rotary_places_are_those_in_the_clip():
-  """Equal to all frames encoded, were each barred from seeing masked ones."""
-  config = config_lib.base()
-  config.encoder.update(name="rope", hidden_size=48, num_heads=4, ffn_size=96)
-  block = encoders.make_block(config.encoder)
+  config = config_lib.base().encoder
+  config.update(name="rope", hidden_size=48, num_heads=4, ffn_size=96)
+  config.update(num_layers=1, position_kernel=3, position_groups=4)
+  encoder, block = encoders.make(config), encoders.make_block(config)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 12, 48)).astype(np.float32)
-  params = block.init(jax.random.key(0), x, jnp.array([12]), None)
   places = np.array([[0, 3, 4, 9, 11]])
-  apply = jax.jit(block.apply)
-  found = apply(params, x[:, places[0]], jnp.array([5]), None, places)
-  shifted = apply(params, x[:, places[0]], jnp.array([5]), None, places + 7)
-  np.testing.assert_allclose(found, shifted, atol=1e-5)  # Distances count.
-  closed_up = apply(params, x[:, places[0]], jnp.array([5]), None)
-  assert np.abs(found - closed_up).max() > 1e-3
+  seen = np.isin(np.arange(12), places)[None]
+  whole, ids = np.ones((1, 12), bool), jnp.arange(1)
+  params = encoder.init(jax.random.key(0), x, whole, None, ids)["params"]
+  passed = encoder.apply(
+    {"params": params}, x, whole, None, ids, False, seen, 5
+  )
+
+  moved = positions.Positions(config).apply({"params": params["positions"]}, x)
+  own = {"params": jax.tree.map(lambda leaf: leaf[0], params["layers"])}
+  some, frames = (x + moved)[:, places[0]], jnp.array([5])
+
+  def by_hand(*places):
+    y = block.apply(own, some, frames, None, *places)
+    return layer_norm(y, params["norm"]["scale"], params["norm"]["bias"])
+
+  np.testing.assert_allclose(passed, by_hand(places), atol=1e-5)
+  # Distances count: not where a clip begins, but what was left out.
+  np.testing.assert_allclose(passed, by_hand(places + 7), atol=1e-5)
+  assert np.abs(passed - by_hand()).max() > 1e-3
 
 
 def test_the_decoder_equals_torch():
@@ -185,3 +201,38 @@ def test_what_it_cannot_be_used_with_is_refused(given, said):
   config.update_from_flattened_dict(given)
   with pytest.raises(UserError, match=said):
     config_lib.validate(config)
+
+
+def visible(updates=3, objective="hubert"):
+  config = tiny(updates, objective)
+  config.encoder.visible_only, config.masking.share = True, SHARE
+  return config
+
+
+def test_however_it_is_computed_it_is_the_same_run():
+  plain = reproducible(finished_run(visible()))
+  config = visible()
+  config.encoder.scan_layers, config.encoder.remat = True, "full"
+  config.batch.microbatches = 2
+  for ours, theirs in zip(
+    plain, reproducible(finished_run(config)), strict=True
+  ):
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_head_of_the_decoder_is_none_of_the_encoder(tmp_path):
+  first = finished_run(visible(objective="wav2vec2"))
+  assert heads.load_heads(ssl_jax.load(first)) is None
+  config = visible(objective="wav2vec2")
+  config.init_from = str(first)
+  result = loop.train(config, tmp_path / "second")
+  assert result["updates"] == 3
+
+
+def test_an_encoder_that_cannot_leave_frames_out_is_refused(tmp_path):
+  config = tiny(2)
+  config.encoder.name = "conformer"
+  other = visible()
+  other.init_from = str(finished_run(config))
+  with pytest.raises(UserError, match="'conformer' needs all frames"):
+    loop.train(other, tmp_path / "second")
