@@ -11,9 +11,18 @@ from tiny import tiny
 from ssl_jax.devices import processes, sharding
 from ssl_jax.training import loop
 
+# HuBERT's, by the name that stands in for an objective's.
+ENCODERS = {
+  "conformer": {"encoder.name": "conformer"},
+  "half_rate": {"encoder.half_rate": (2, 2)},
+  "visible": {"encoder.visible_only": True, "masking.share": 0.5},
+}
+
 
 def settings(objective: str, mesh: tuple[int, int, int]):
-  config = tiny(4, objective)
+  encoder = ENCODERS.get(objective, {})
+  config = tiny(4, "hubert" if encoder else objective)
+  config.update_from_flattened_dict(encoder)
   if objective == "wav2vec2":
     config.frontend.name = "waveform"
   config.data.bucket_seconds, config.batch.seconds = (0.4,), 3.2

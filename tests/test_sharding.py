@@ -76,8 +76,22 @@ def test_every_mesh_trains_the_same_model(tmp_path, objective):
   ]
   for process in pair:
     finish(process)
+  assert_alike(
+    tmp_path, [*MESHES, *(f"pair/{mesh}" for mesh in MESHES_OF_PAIR)]
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", mesh_runs.ENCODERS)
+def test_parts_of_an_encoder_are_summed_once_over_a_mesh(tmp_path, encoder):
+  loop.train(mesh_runs.settings(encoder, (-1, 1, 1)), tmp_path / "one")
+  finish(start(tmp_path, encoder, "2,2,2", devices=8))
+  assert_alike(tmp_path, ["2,2,2"])
+
+
+def assert_alike(tmp_path, names):
   expected, lines = state_of(tmp_path / "one"), reproducible(tmp_path / "one")
-  for name in [*MESHES, *(f"pair/{mesh}" for mesh in MESHES_OF_PAIR)]:
+  for name in names:
     for ours, theirs in zip(reproducible(tmp_path / name), lines, strict=True):
       assert ours.pop("split") == theirs["split"]
       assert ours == pytest.approx(
