@@ -87,7 +87,11 @@ def describe(config) -> str:
   state = jax.eval_shape(lambda: step.init_state(objective, adam, config))
   crop = round(16_000 * config.data.bucket_seconds[-1])
   forward = flops.forward_flops(
-    config, crop, objective.head_flops(crop), objective.target_flops(crop)
+    config,
+    crop,
+    objective.head_flops(crop),
+    objective.target_flops(crop),
+    masked=True,
   )
   lines = [f"{k} = {v!r}" for k, v in flatten(config).items()]
   lines += [
