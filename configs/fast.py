@@ -12,7 +12,8 @@ recipe: what differs from the control, each measured in docs/results/race.md.
     core; both have 46 % in the end.
   visible: mel, and only the half of the frames that is not masked passes the
     encoder in training; four convolutions fill in the others (data2vec 2.0).
-    It hears 1.8 times the audio, and is worse than mel from 6e12 FLOPs on.
+    It hears 1.8 times the audio, and finds fewer phones than mel from 6e12
+    FLOPs on (one seed).
 size: as of configs/slim.py; a shape, as in 4x192x320x4.
 scale: slim (default): settings, data and size of configs/slim.py. smoke: those
   of configs/smoke.py, small models on the packaged speech.

@@ -41,16 +41,20 @@ _REMEDIES = {
 _old_flags: dict[str, str] = {}
 _Sections = Callable[[], manual.Sections] | None
 _sections: _Sections = None  # The knobs of --config, for --help.
+_takes_family = False
 
 
-def define_config(sections: _Sections = config_lib.sections) -> None:
+def define_config(
+  sections: _Sections = config_lib.sections, family: bool = False
+) -> None:
   """Defines `--config=FILE.py[:key=value,...]` and `--config.KEY=VALUE`.
 
   Args:
     sections: returns the knobs of the config, for --help; None: it has none.
+    family: the config is that of a family of runs.
   """
-  global _sections
-  _sections = sections
+  global _sections, _takes_family
+  _sections, _takes_family = sections, family
   config_flags.DEFINE_config_file(
     "config",
     None,
@@ -169,6 +173,11 @@ def _parse(arguments: str, needs_config: bool) -> list[str]:
       except UserError as error:
         raise UsageError(f"--config: {error}") from error
       FLAGS.config.items()  # A file that could not be read fails here.
+      if not _takes_family and {"config", "flops"} <= {*FLAGS.config}:
+        raise UserError(
+          f"--config={file} is a family of runs: give it to `python -m "
+          "ssl_jax.sweep`"
+        )
       if "budget" in FLAGS.config:
         overrides = FLAGS["config"].override_values
         config_lib.clear_other_budgets(FLAGS.config, overrides)

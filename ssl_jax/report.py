@@ -32,6 +32,7 @@ def main(given: list[str]) -> dict:
   # Imported late: --help and usage errors need no matplotlib.
   from ssl_jax.errors import UserError
   from ssl_jax.reports import page, runs
+  from ssl_jax.reports.crossings import Crossing, sentence
 
   folders = [Path(folder) for folder in given]
   finished, broken = runs.read(folders)
@@ -46,7 +47,9 @@ def main(given: list[str]) -> dict:
       f"--out={out} cannot be written ({error}); choose another"
     ) from error
   log = logging.getLogger("ssl_jax")
-  log.info("%s\n%s", page.summary(finished, broken), written["page"])
+  crossed = [Crossing(**each) for each in written["crossings"]]
+  lines = [page.summary(finished, broken), *map(sentence, crossed)]
+  log.info("%s\n%s", "\n".join(lines), written["page"])
   return written
 
 

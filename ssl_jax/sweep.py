@@ -108,6 +108,6 @@ def _for_runs(words: list[str]) -> list[str]:
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   sys.argv = _for_runs(sys.argv)
-  cli.define_config(None)
+  cli.define_config(None, family=True)
   if cli.run(main)["failed"]:
     sys.exit(1)

@@ -272,3 +272,13 @@ def test_a_share_beyond_the_last_is_refused(tmp_path):
   status, result, err = sweep(tmp_path, "--index=2", "--count=2")
   assert (status, result) == (2, None)
   assert err.strip() == "error: --index=2 is not below --count=2"
+
+
+@pytest.mark.parametrize("family", ["race", "isoflop"])
+@pytest.mark.parametrize("name", ["main", "flops", "probe"])
+def test_a_family_given_as_a_run_is_one_line(family, name):
+  more = ["--encoder=logmel"] * (name == "probe")
+  done = door(name, f"--config={ROOT}/configs/{family}.py", *more)
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and "ssl_jax.sweep" in line

@@ -89,6 +89,8 @@ def table(facts: dict[str, Any], config: ConfigDict) -> str:
     f"{readable(facts['forward_flops_per_audio_second'])}FLOP a second",
   }
   for part, flops in forward.items():
+    if part == "decoder" and not flops:
+      continue
     rows[part] = f"{flops / crop:6.1%}  {readable(flops)}FLOP"
   targets = facts["target_flops_per_crop"]
   rows["targets"] = f"{targets / crop:6.1%}  {readable(targets)}FLOP beside it"

@@ -97,7 +97,9 @@ class Backbone(nn.Module):
     if config.encoder.visible_only and mask is not None:
       seen = real & ~mask
     hidden = encoders.make(config.encoder, self.dtype, name="encoder")(
-      *(x, real, key, draw_ids, all_states, seen, self._visible(x.shape[1])),
+      *(x, real, key, draw_ids, all_states),
+      seen=seen,
+      most=self._visible(x.shape[1]),
     )
     if seen is not None and not all_states:
       decoder = Decoder(config.encoder, self.dtype, name="decoder")

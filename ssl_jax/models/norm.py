@@ -93,6 +93,21 @@ def clip_moments(x: jax.Array, real: jax.Array, hop: int) -> whole_clip.Moments:
   return whole_clip.settle(real.sum(axis=(1, 2)), own)
 
 
+def normalize_clip(x: jax.Array, real: jax.Array, hop: int) -> jax.Array:
+  """Gives each channel of a clip mean 0 and variance 1 over real positions.
+
+  Args:
+    x: [B, N, C].
+    real: bool [B, N].
+    hop: samples between positions.
+
+  Returns:
+    [B, N, C].
+  """
+  mean, variance = clip_moments(x, real, hop)
+  return (x - mean) * jax.lax.rsqrt(variance + EPSILON)
+
+
 def normalize_waveform(waveform: jax.Array, length: jax.Array) -> jax.Array:
   """Gives each clip's real samples mean 0 and variance 1. [B, S] -> [B, S]."""
   x = waveform[..., None]

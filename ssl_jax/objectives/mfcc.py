@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax import num_frames
-from ssl_jax.models.norm import clip_moments
+from ssl_jax.models.norm import normalize_clip
 from ssl_jax.signal import fbank
 
 CHANNELS = 39  # 13 cepstra, their slopes, and the slopes of those.
 # `dct_clip` keeps so many cosines of 80 mel channels, and of 8 frames of 10 ms.
 _MELS, _CEPSTRA = 80, 13
 _SPAN, _MODULATIONS = 8, 3
-_EPSILON = 1e-5
 
 
 def standardised(waveform: jax.Array, length: jax.Array) -> jax.Array:
@@ -35,7 +34,7 @@ def standardised(waveform: jax.Array, length: jax.Array) -> jax.Array:
     [B, 10 ms frames, 39].
   """
   frames = fbank.mfcc_with_deltas(waveform, length)
-  return _standardised(frames, _real(frames, length))
+  return normalize_clip(frames, _real(frames, length), hop=fbank.HOP)
 
 
 def two_dimensional(waveform: jax.Array, length: jax.Array) -> jax.Array:
@@ -54,12 +53,14 @@ def two_dimensional(waveform: jax.Array, length: jax.Array) -> jax.Array:
   """
   mels = fbank.log_mel(waveform, _MELS)
   count, real = mels.shape[1], _real(mels, length)
-  mels = jnp.where(real[..., None], _standardised(mels, real), 0)
-  cepstra = _product(mels, _cosines(_CEPSTRA, _MELS).T)
+  mels = normalize_clip(mels, real, hop=fbank.HOP)
+  mels = jnp.where(real[..., None], mels, 0)
+  cepstra = fbank.product(mels, _cosines(_CEPSTRA, _MELS).T)
   before = _SPAN // 2 - 1
   cepstra = jnp.pad(cepstra, ((0, 0), (before, _SPAN - before), (0, 0)))
   around = [cepstra[:, i : i + count] for i in range(_SPAN)]
-  kept = _product(jnp.stack(around, axis=-1), _cosines(_MODULATIONS, _SPAN).T)
+  around = jnp.stack(around, axis=-1)  # [B, F, 13, 8]
+  kept = fbank.product(around, _cosines(_MODULATIONS, _SPAN).T)
   return kept.reshape(*kept.shape[:2], CHANNELS)
 
 
@@ -69,21 +70,12 @@ def _real(frames: jax.Array, length: jax.Array) -> jax.Array:
   return jnp.arange(frames.shape[1]) < count[:, None]
 
 
-def _standardised(frames: jax.Array, real: jax.Array) -> jax.Array:
-  mean, variance = clip_moments(frames, real, hop=fbank.HOP)
-  return (frames - mean) * jax.lax.rsqrt(variance + _EPSILON)
-
-
 def _cosines(kept: int, of: int) -> np.ndarray:
   """Returns the lowest rows of the orthonormal DCT-II, float32 [kept, of]."""
   angle = np.pi / of * np.outer(np.arange(kept), np.arange(of) + 0.5)
   rows = np.sqrt(2 / of) * np.cos(angle)
   rows[0] /= np.sqrt(2)
   return rows.astype(np.float32)
-
-
-def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
-  return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 # (waveform [B, S], length [B]) -> [B, 10 ms frames, 39], by label set.

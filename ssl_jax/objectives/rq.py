@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax import num_frames
-from ssl_jax.models.norm import clip_moments
+from ssl_jax.models.norm import normalize_clip
 from ssl_jax.signal import fbank
 
 _NAME = re.compile(r"rq(?::([0-9]{1,6}))?")
 _NUM_MEL_BINS = 80
 _STACKED = 4  # Frames of 10 ms that a label is of, as published.
 _CODE_DIM = 16  # As published.
-_EPSILON = 1e-5
 
 
 def number(name: str) -> int | None:
@@ -69,8 +68,7 @@ def stacked(waveform: jax.Array, length: jax.Array) -> jax.Array:
   """
   mels = fbank.log_mel(waveform, _NUM_MEL_BINS)  # [B, 10 ms frames, 80].
   real = jnp.arange(mels.shape[1]) < fbank.num_fbank_frames(length)[:, None]
-  mean, variance = clip_moments(mels, real, hop=fbank.HOP)
-  mels = (mels - mean) * jax.lax.rsqrt(variance + _EPSILON)
+  mels = normalize_clip(mels, real, hop=fbank.HOP)
   mels = jnp.where(real[..., None], mels, 0)
   frames = num_frames(waveform.shape[1])
   mels = jnp.pad(mels, ((0, 0), (1, _STACKED), (0, 0)))

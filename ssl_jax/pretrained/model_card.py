@@ -92,7 +92,7 @@ def _training(
   }
   objective = make_objective(ConfigDict(config))
   if setting := objective.setting():
-    # Of folders their names alone.
+    # Folders are given by their names alone.
     rows["labels"] = ", ".join(Path(x).name for x in setting.split(", "))
   if config.get("init_from"):
     rows["started from"] = Path(config["init_from"]).name

@@ -110,14 +110,7 @@ def curves(runs: Sequence[Run], measure: str) -> list[list[Curve]]:
       own.sort(key=lambda pair: pair[0].one.budget)
       made.append(Curve(own[0][0].one.called, *map(list, zip(*own))))
     made.sort(key=lambda curve: curve.name != CONTROL)
-    controls = sum(curve.name == CONTROL for curve in made)
-    if controls > 1:
-      _log.warning(
-        "%d recipes of size %s are named %s, and differ: nothing is compared "
-        "with them",
-        *(controls, made[0].cells[0].one.size, CONTROL),
-      )
-    elif controls and len(made) > 1:
+    if len(made) > 1 and [c.name == CONTROL for c in made[:2]] == [True, False]:
       races.append(made)
   return races
 
@@ -128,6 +121,7 @@ def _raced_with(run: Run) -> tuple:
 
 def crossings(runs: Sequence[Run]) -> list[Crossing]:
   """Compares each recipe with the control, in every measure of theirs."""
+  _warn_of_controls(runs)
   found = []
   for measure in measures(runs):
     for race in curves(runs, measure):
@@ -141,6 +135,17 @@ def crossings(runs: Sequence[Run]) -> list[Crossing]:
             for place in range(len(control.cells))
           ]
   return found
+
+
+def _warn_of_controls(runs: Sequence[Run]) -> None:
+  named = [run for run in runs if run.called == CONTROL and run.measured]
+  for alike in group(named, _raced_with).values():
+    if len({run.recipe for run in alike}) > 1:
+      _log.warning(
+        "several recipes of size %s are named %s, and differ: nothing is "
+        "compared with them",
+        *(alike[0].size, CONTROL),
+      )
 
 
 def times(crossing: Crossing, factor: float) -> str:

@@ -21,7 +21,7 @@ from ssl_jax.reports.cells import (
   size_name,
   slim_and_small,
 )
-from ssl_jax.reports.crossings import Crossing, crossings, sentence
+from ssl_jax.reports.crossings import Crossing, crossings
 from ssl_jax.reports.differences import Difference, differences
 from ssl_jax.reports.isoflop import Optimum, optima
 from ssl_jax.reports.runs import Run
@@ -113,7 +113,6 @@ def summary(runs: Sequence[Run], broken: dict[str, str]) -> str:
       f"{name[:33]:34}{size_name(run.size):>10}"
       f"{readable(run.budget) + 'FLOP':>13}{run.loss:>12.4f}"
     )
-  lines += [sentence(crossing) for crossing in crossings(runs)]
   lines.append(_facts(runs, None) + ".")
   lines += [f"left out: {run}: {why}" for run, why in broken.items()]
   return "\n".join(lines)

@@ -57,10 +57,10 @@ def log_mel(waveform: jax.Array, num_mel_bins: int = 80) -> jax.Array:
   mirrored = jnp.roll(frames[..., ::-1], 1, axis=-1)
   frames, mirrored = frames[..., : _BINS + 1], mirrored[..., : _BINS + 1]
   cosines, sines = _dft()
-  real = _product(frames + mirrored, cosines)
-  imaginary = _product(frames - mirrored, sines)
+  real = product(frames + mirrored, cosines)
+  imaginary = product(frames - mirrored, sines)
   power = jnp.square(real) + jnp.square(imaginary)  # [B, F, 256]
-  energies = _product(power, _mel_matrix(num_mel_bins))
+  energies = product(power, _mel_matrix(num_mel_bins))
   return jnp.log(jnp.maximum(energies, np.finfo(np.float32).eps))
 
 
@@ -72,7 +72,7 @@ def mfcc(
   Kaldi's with `use_energy=false`.
   """
   mels = log_mel(waveform, num_mel_bins)
-  return _product(mels, _cepstrum_matrix(num_ceps, num_mel_bins))
+  return product(mels, _cepstrum_matrix(num_ceps, num_mel_bins))
 
 
 def spectrum_flops(num_samples: int, num_mel_bins: int) -> int:
@@ -139,7 +139,8 @@ def _hold_last(x: jax.Array, num_valid: jax.Array, count: int) -> jax.Array:
   return jnp.take_along_axis(x, frame[..., None], axis=1)
 
 
-def _product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+def product(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+  """Multiplies [..., N] by [N, M] in whole float32."""
   # The default rounds to bfloat16 on TPU and to TF32 on GPU, and the logarithm
   # shows it.
   return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)

@@ -96,12 +96,7 @@ def sample_share(
     bool [B, T], True where masked.
   """
   starts = max_frames + mask_length - 1  # From 1 - mask_length on.
-  noise = jax.vmap(
-    jax.vmap(
-      lambda i, key: jax.random.uniform(jax.random.fold_in(key, i)), (0, None)
-    ),
-    (None, 0),
-  )(jnp.arange(starts), keys)  # [B, starts]
+  noise = _noise(keys, starts, ())  # [B, starts]
   # A frame is masked by the first drawn of the spans that hold it.
   drawn = jax.lax.reduce_window(
     noise, jnp.inf, jax.lax.min, (1, mask_length), (1, 1), "VALID"
@@ -141,10 +136,7 @@ def sample_spans(
   Returns:
     bool [B, T], True where masked.
   """
-  # A key a frame: one draw of shape [T] need not begin alike for every T.
-  noise = jax.vmap(jax.vmap(_frame_noise, (0, None)), (None, 0))(
-    jnp.arange(max_frames), keys
-  )  # [B, T, 3]
+  noise = _noise(keys, max_frames, (3,))  # [B, T, 3]
   start_score, keep_score, rounding = jnp.moveaxis(noise, -1, 0)
   frame = jnp.arange(max_frames)
   length = num_frames[:, None]  # [B, 1]
@@ -191,8 +183,14 @@ def first_true(mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   return places, jnp.take_along_axis(mask, places, axis=1)
 
 
-def _frame_noise(frame: jax.Array, key: jax.Array) -> jax.Array:
-  return jax.random.uniform(jax.random.fold_in(key, frame), (3,))
+def _noise(keys: jax.Array, count: int, shape: tuple[int, ...]) -> jax.Array:
+  """Draws from [0, 1) for `count` places of each row. -> [B, count, *shape]."""
+
+  # A key a place: one draw of shape [T] need not begin alike for every T.
+  def draw(place: jax.Array, key: jax.Array) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, place), shape)
+
+  return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(jnp.arange(count), keys)
 
 
 def _common_share(masked: jax.Array, num_frames: jax.Array) -> jax.Array:

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from ssl_jax import num_frames
 from ssl_jax.knobs import Knob
 from ssl_jax.models.frontends import frontend
-from ssl_jax.models.norm import clip_moments
+from ssl_jax.models.norm import normalize_clip
 from ssl_jax.signal import fbank
 
-_EPSILON = 1e-5
 # Over 400 clips of eleven sources: -7.5, 5.1.
 _MEL_MEAN, _MEL_STD = -7.5, 5.0
 
@@ -43,8 +42,7 @@ class Frontend(frontend.Frontend):
     count = fbank.num_fbank_frames(length)  # mels: [B, 10 ms frames, F].
     if self.config.mel_norm == "clip":
       real = jnp.arange(mels.shape[1]) < count[:, None]
-      mean, variance = clip_moments(mels, real, hop=fbank.HOP)
-      mels = (mels - mean) * jax.lax.rsqrt(variance + _EPSILON)
+      mels = normalize_clip(mels, real, hop=fbank.HOP)
     else:
       mels = (mels - _MEL_MEAN) / _MEL_STD
     return fbank.stack_pairs(mels, count, num_frames(waveform.shape[1]))
